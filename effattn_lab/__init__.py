@@ -1,0 +1,1 @@
+"""Efficient Attention Lab."""
