@@ -123,7 +123,7 @@ def use() -> None:
 
 
 def save(fig: Figure, path: str) -> None:
-    """Write ``fig`` to ``path`` (.svg or .png) with no date in it, so that the same figure is the same file."""
+    """Write ``fig`` to ``path`` (.svg or .png) undated: the same figure gives the same file."""
     metadata: dict[str, Any] = {"Software": None}
     if path.endswith(".svg"):
         metadata = {"Date": None}
