@@ -1,0 +1,1 @@
+"""Attention itself, and the arithmetic that predicts what it costs."""

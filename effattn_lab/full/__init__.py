@@ -1,0 +1,1 @@
+"""Efficient full attention: the same function, computed with less traffic."""

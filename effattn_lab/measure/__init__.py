@@ -1,0 +1,1 @@
+"""Instruments: time, bytes, rooflines, and kernels compiled for GPUs that are not there."""

@@ -1,0 +1,1 @@
+"""Data that every Python installation has or that is made here."""
