@@ -1,0 +1,96 @@
+"""``{sim}``: an in-page simulator that needs no server.
+
+::
+
+    ```{sim} tile-stepper
+    :alt: What the simulator shows, for readers without JavaScript.
+    {"seqlen": 8, "block": 2}
+    ```
+
+writes the custom element that ``_sims/tile-stepper.js`` defines, with the JSON of the body inlined as
+``<script type="application/json">`` and the alternative text in ``<noscript>``. The script is copied to
+``_static/sims`` and loaded on pages that use it, and on no other page. It is a classic script: modules and
+``fetch`` do not work when a page is opened from a file.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from docutils.parsers.rst import directives
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+DEFINE = re.compile(r"""customElements\s*\.\s*define\(\s*["'`]([a-z][a-z0-9]*(?:-[a-z0-9]+)+)["'`]""")
+
+
+class Sim(SphinxDirective):
+    """The directive; ``:alt:`` is required, ``:name:`` makes the simulator a target of links."""
+
+    required_arguments = 1
+    has_content = True
+    option_spec = {"alt": directives.unchanged_required, "name": directives.unchanged,  # noqa: RUF012
+                   "class": directives.class_option}
+
+    def run(self) -> list[nodes.Node]:
+        name = self.arguments[0].strip()
+        script = Path(self.env.srcdir) / "_sims" / f"{name}.js"
+        if not script.is_file():
+            raise self.error(f"sim: there is no simulator _sims/{name}.js")
+        self.env.note_dependency(str(script))
+        defined = DEFINE.findall(script.read_text(encoding="utf-8"))
+        if not defined:
+            raise self.error(f"sim: _sims/{name}.js defines no custom element")
+        tag = name if name in defined else defined[0]
+
+        alt = self.options.get("alt", "").strip()
+        if not alt:
+            raise self.error(f"sim {name}: the option :alt: (what it shows, in words) is missing")
+        body = "\n".join(self.content).strip()
+        if body:
+            try:
+                data = json.loads(body)
+            except json.JSONDecodeError as error:
+                raise self.error(f"sim {name}: the body is not JSON: {error}") from error
+            # "</" inside a script element would end it early.
+            inline = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
+            body = f'<script type="application/json">{inline}</script>'
+
+        self.env.metadata[self.env.docname].setdefault("sims", [])
+        if name not in self.env.metadata[self.env.docname]["sims"]:
+            self.env.metadata[self.env.docname]["sims"].append(name)
+        markup = (f'<{tag} class="sim" data-sim="{name}">{body}'
+                  f"<noscript><p>{html.escape(alt)}</p></noscript></{tag}>")
+        node = nodes.container("", nodes.raw("", markup, format="html"),
+                               classes=["sim-frame", *self.options.get("class", [])])
+        self.add_name(node)
+        return [node]
+
+
+def copy_sims(app: Sphinx) -> None:
+    """Copy the simulators to ``_static/sims``, before pages compute their checksums."""
+    if app.builder.format != "html":
+        return
+    target = Path(app.outdir) / "_static" / "sims"
+    for script in sorted(Path(app.srcdir).glob("_sims/*.js")):
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(script, target / script.name)
+
+
+def load_sims(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
+    """Load a page's own simulators, on that page only."""
+    for name in app.env.metadata.get(pagename, {}).get("sims", []):
+        app.add_js_file(f"sims/{name}.js", loading_method="defer")
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.add_directive("sim", Sim)
+    app.connect("builder-inited", copy_sims)
+    app.connect("html-page-context", load_sims)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
