@@ -134,7 +134,7 @@ class _Flash(torch.autograd.Function):
         block_q: int,
         block_k: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        batch, num_heads, seqlen_q, head_dim = q.shape
+        batch, num_heads, seqlen_q, _ = q.shape
         seqlen_k = k.shape[2]
         out = torch.empty_like(q)
         lse = q.new_empty(batch, num_heads, seqlen_q)

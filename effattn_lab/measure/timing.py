@@ -1,0 +1,67 @@
+"""Timing that can be trusted: warm-up, many runs, medians with quantiles, the device synchronised.
+
+CPU: ``torch.utils.benchmark``. GPU: ``triton.testing.do_bench``, which clears the L2 cache between runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call: median, and the 20 % and 80 % quantiles. ``runs`` samples were taken."""
+
+    median_s: float
+    q20_s: float
+    q80_s: float
+    runs: int
+    device: str
+
+    def ratio(self, other: Timing) -> float:
+        """How many times faster than ``other`` this is; both from one session on one machine, or it means nothing."""
+        return other.median_s / self.median_s
+
+
+def measure(
+    fn: Callable[..., Any], *args: Any, min_run_time: float = 0.5, device: str | None = None, **kwargs: Any
+) -> Timing:
+    """Time ``fn(*args, **kwargs)``; build the inputs before, not inside.
+
+    Args:
+        fn: what to time. Called at least three times.
+        min_run_time: seconds to spend measuring. Default 0.5.
+        device: "cpu" or "cuda". Default: that of the first tensor among ``args``, else "cpu".
+
+    Returns:
+        :class:`Timing` with the threads that torch is set to use.
+    """
+    if not min_run_time > 0:
+        raise ValueError(f"min_run_time: expected a positive number of seconds, got {min_run_time!r}")
+    if device is None:
+        device = next((a.device.type for a in args if isinstance(a, torch.Tensor)), "cpu")
+    if device == "cuda":
+        from triton.testing import do_bench
+
+        times = do_bench(lambda: fn(*args, **kwargs), rep=int(min_run_time * 1000), return_mode="all")
+        samples = np.asarray(times) / 1000
+    else:
+        from torch.utils.benchmark import Timer
+
+        timer = Timer(
+            "fn(*args, **kwargs)",
+            globals={"fn": fn, "args": args, "kwargs": kwargs},
+            num_threads=torch.get_num_threads(),
+        )
+        timer.timeit(1)
+        result = timer.blocked_autorange(min_run_time=min_run_time)
+        samples = np.asarray(result.times)
+        if len(samples) < 3:
+            samples = np.asarray([*samples, *(timer.timeit(1).mean for _ in range(3 - len(samples)))])
+    q20, median, q80 = np.quantile(samples, [0.2, 0.5, 0.8])
+    return Timing(float(median), float(q20), float(q80), len(samples), device)
