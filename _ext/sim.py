@@ -11,11 +11,15 @@ writes the custom element that ``_sims/tile-stepper.js`` defines, with the JSON 
 ``<script type="application/json">`` and the alternative text in ``<noscript>``. The script is copied to
 ``_static/sims`` and loaded on pages that use it, and on no other page. It is a classic script: modules and
 ``fetch`` do not work when a page is opened from a file.
+
+``:data: package.module:function`` calls that Python function when the page is read and inlines what it returns,
+so that a table lives in the package alone; a body, if any, must be an object and overrides single fields.
 """
 
 from __future__ import annotations
 
 import html
+import importlib
 import json
 import re
 import shutil
@@ -30,13 +34,19 @@ from sphinx.util.docutils import SphinxDirective
 DEFINE = re.compile(r"""customElements\s*\.\s*define\(\s*["'`]([a-z][a-z0-9]*(?:-[a-z0-9]+)+)["'`]""")
 
 
+def provided(spec: str) -> Any:
+    """Call ``package.module:function`` and return its JSON-ready answer."""
+    module, _, function = spec.strip().partition(":")
+    return getattr(importlib.import_module(module), function)()
+
+
 class Sim(SphinxDirective):
     """The directive; ``:alt:`` is required, ``:name:`` makes the simulator a target of links."""
 
     required_arguments = 1
     has_content = True
     option_spec = {"alt": directives.unchanged_required, "name": directives.unchanged,  # noqa: RUF012
-                   "class": directives.class_option}
+                   "class": directives.class_option, "data": directives.unchanged_required}
 
     def run(self) -> list[nodes.Node]:
         name = self.arguments[0].strip()
@@ -53,11 +63,16 @@ class Sim(SphinxDirective):
         if not alt:
             raise self.error(f"sim {name}: the option :alt: (what it shows, in words) is missing")
         body = "\n".join(self.content).strip()
-        if body:
+        if body or "data" in self.options:
             try:
-                data = json.loads(body)
+                data = json.loads(body) if body else {}
             except json.JSONDecodeError as error:
                 raise self.error(f"sim {name}: the body is not JSON: {error}") from error
+            if "data" in self.options:
+                try:
+                    data = {**provided(self.options["data"]), **data}
+                except (ImportError, AttributeError, TypeError, ValueError) as error:
+                    raise self.error(f"sim {name}: data {self.options['data']}: {error}") from error
             # "</" inside a script element would end it early.
             inline = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
             body = f'<script type="application/json">{inline}</script>'
