@@ -61,7 +61,8 @@
   roofline-calculator fieldset { border:0; padding:0; margin:0 0 .7rem; min-width:0; display:grid; gap:.5rem .8rem;
     grid-template-columns:repeat(auto-fit,minmax(128px,1fr)) }
   roofline-calculator legend { font-weight:600; font-size:1em; margin-bottom:.3rem; padding:0 }
-  roofline-calculator label { display:flex; flex-direction:column; gap:.15rem; font-size:.88em; margin:0; color:var(--pst-color-text-base,#222) }
+  roofline-calculator [hidden] { display:none !important }
+  roofline-calculator label { display:block; font-size:.88em; margin:0 0 .15rem; color:var(--pst-color-text-base,#222) }
   roofline-calculator :is(input,select) { font:inherit; font-size:1rem; color:inherit; background:var(--pst-color-surface,#f4f4f4); width:100%;
     min-height:2.3rem; border:1px solid var(--pst-color-text-muted,#666); border-radius:4px; padding:.15rem .4rem; box-sizing:border-box }
   roofline-calculator :is(input,select,.rc-scroll):focus-visible { outline:3px solid var(--pst-color-primary,#0072b2); outline-offset:1px }
@@ -81,9 +82,10 @@
   roofline-calculator svg .mark { fill:var(--pst-color-primary,#0072b2); stroke:var(--pst-color-background,#fff); stroke-width:1.5 }`;
 
   const option = (value, text) => `<option value="${value}">${text}</option>`;
-  const select = (key, label, options) => `<label>${label}<select data-key="${key}">${options}</select></label>`;
-  const number = (key, label, value) =>
-    `<label>${label}<input type="number" inputmode="numeric" min="1" step="1" value="${value}" data-key="${key}"></label>`;
+  const field = (key, label, control) => `<div><label for="rc-${key}">${label}</label>${control}</div>`;
+  const select = (key, label, options) => field(key, label, `<select id="rc-${key}" data-key="${key}">${options}</select>`);
+  const number = (key, label, value) => field(key, label,
+    `<input type="number" inputmode="numeric" min="1" step="1" value="${value}" id="rc-${key}" data-key="${key}">`);
 
   class RooflineCalculator extends HTMLElement {
     connectedCallback() {
@@ -105,7 +107,7 @@
         ${select("kernel", "Prefill attention", option("flash", "flash") + option("naive", "naive, 3 kernels"))}</fieldset>
         <fieldset class="rc-custom" hidden><legend>Your own model</legend>
         ${SHAPE.map(([key, label]) => number(key, label, models[0][key])).join("")}
-        <label>Embedding tied?${"<select data-key='tied'>" + option("", "no") + option("1", "yes") + "</select>"}</label></fieldset>
+        ${select("tied", "Embedding tied?", option("", "no") + option("1", "yes"))}</fieldset>
         <p class="rc-say" role="status" aria-live="polite"></p>
         <div class="rc-out"><svg viewBox="0 0 360 250" role="img"></svg>
         <div class="rc-scroll" tabindex="0" role="region" aria-label="Table of the step's cost"></div></div>`;
@@ -122,7 +124,7 @@
         const isNumber = field.type === "number", x = Number(field.value);
         const ok = !isNumber || (Number.isInteger(x) && x >= 1 && x <= 1e9);
         field.setAttribute("aria-invalid", String(!ok));
-        if (!ok) bad = bad || field.parentNode.firstChild.textContent.trim();
+        if (!ok) bad = bad || field.labels[0].textContent;
         value[field.dataset.key] = isNumber || field.dataset.key.endsWith("itemsize") ? x : field.value;
       });
       return { value, bad };
