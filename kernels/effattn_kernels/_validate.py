@@ -1,0 +1,71 @@
+"""Bad input gets a ValueError that names the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+HEAD_DIM_RANGE = (16, 256)
+
+
+def check_attention_inputs(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: float | None,
+    window_size: int | None,
+    mode: str,
+) -> None:
+    """Raise ValueError unless `flash_attention` can compute exactly what was asked.
+
+    Args:
+        q, k, v: what the caller passed for ``[B, Hq, Nq, D]``, ``[B, Hkv, Nk, D]``, ``[B, Hkv, Nk, D]``.
+        scale: softmax scale or None.
+        window_size: keys a query may look back on (itself included) or None.
+        mode: ``"interpreter"`` or ``"compiled"``; compiled kernels need tensors on a GPU.
+    """
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(x, torch.Tensor):
+            raise ValueError(f"{name}: expected a torch.Tensor, got {type(x).__name__}")
+        if x.dim() != 4:
+            raise ValueError(f"{name}: expected 4 dimensions [B, H, N, D], got {x.dim()} with shape {tuple(x.shape)}")
+        if x.dtype not in DTYPES:
+            raise ValueError(f"{name}: expected float16, bfloat16 or float32, got {x.dtype}")
+        if 0 in x.shape:
+            raise ValueError(f"{name}: expected every dimension to be at least 1, got shape {tuple(x.shape)}")
+    for name, x in (("k", k), ("v", v)):
+        if x.dtype != q.dtype:
+            raise ValueError(f"{name}: expected the dtype of q, {q.dtype}, got {x.dtype}")
+        if x.device != q.device:
+            raise ValueError(f"{name}: expected the device of q, {q.device}, got {x.device}")
+        if x.shape[0] != q.shape[0]:
+            raise ValueError(f"{name}: expected the batch size of q, {q.shape[0]}, got {x.shape[0]}")
+        if x.shape[3] != q.shape[3]:
+            raise ValueError(f"{name}: expected the head dimension of q, {q.shape[3]}, got {x.shape[3]}")
+    if v.shape[1] != k.shape[1]:
+        raise ValueError(f"v: expected the number of heads of k, {k.shape[1]}, got {v.shape[1]}")
+    if v.shape[2] != k.shape[2]:
+        raise ValueError(f"v: expected the length of k, {k.shape[2]}, got {v.shape[2]}")
+    if q.shape[1] % k.shape[1]:
+        raise ValueError(
+            f"q: expected a number of heads divisible by the {k.shape[1]} key heads, got {q.shape[1]}"
+        )
+    low, high = HEAD_DIM_RANGE
+    if not low <= q.shape[3] <= high:
+        raise ValueError(f"q: expected a head dimension from {low} to {high}, got {q.shape[3]}")
+    if scale is not None and (not isinstance(scale, (int, float)) or not math.isfinite(scale)):
+        raise ValueError(f"scale: expected a finite number or None, got {scale!r}")
+    if window_size is not None and (
+        isinstance(window_size, bool) or not isinstance(window_size, int) or window_size < 1
+    ):
+        raise ValueError(f"window_size: expected an integer of at least 1 or None, got {window_size!r}")
+    if mode == "compiled":
+        if q.device.type != "cuda":
+            raise ValueError(
+                f"q: expected a tensor on the GPU (kernels are compiled here), got device {q.device}; "
+                "move it with .cuda(), or set TRITON_INTERPRET=1 before Python starts to run on the CPU"
+            )
+        if q.dtype is torch.bfloat16 and torch.version.hip is None and torch.cuda.get_device_capability(q.device) < (8, 0):
+            raise ValueError("q: expected float16 or float32 (this GPU has no bfloat16), got torch.bfloat16")
