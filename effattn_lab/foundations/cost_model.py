@@ -178,6 +178,16 @@ def decode_bytes(
     return itemsize * _qkvo_elements(batch, num_heads, num_kv_heads, 1, seqlen_k, head_dim)
 
 
+def mla_decode_flops(
+    batch: Number, num_heads: Number, seqlen_k: Number, latent_dim: Number, rope_dim: Number
+) -> Number:
+    """Attention FLOPs of one MLA decode step of one layer, weights absorbed: every head on the one shared latent.
+
+    A score takes ``latent_dim + rope_dim`` multiply-adds, the weighted sum ``latent_dim`` (DeepSeek-AI 2024, app. C).
+    """
+    return 2 * batch * num_heads * seqlen_k * (2 * latent_dim + rope_dim)
+
+
 def linear_flops(tokens: Number, params: Number) -> Number:
     """FLOPs of the dense layers: two a parameter and token."""
     return 2 * tokens * params

@@ -47,6 +47,12 @@ def test_mla_cache_of_deepseek():
     assert cm.mla_cache_bytes(61, 512, 64, 131_072) / 2**30 == pytest.approx(8.58, abs=0.01)
 
 
+def test_mla_decode_is_near_the_ridge():
+    flops, nbytes = cm.mla_decode_flops(1, 128, 4096, 512, 64), cm.mla_cache_bytes(1, 512, 64, 4096)
+    assert cm.intensity(flops, nbytes) == pytest.approx(128 * (576 + 512) / 576)
+    assert 240 < cm.intensity(flops, nbytes) < GPUS["H100"].ridge
+
+
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(
     ("nq", "nk", "bm", "bn"), [(8, 8, 4, 2), (7, 13, 4, 4), (13, 7, 4, 4), (1, 1, 16, 16)]
