@@ -20,8 +20,8 @@ def register(name: str, fn: Mechanism) -> None:
 
     Args:
         name: how the model will ask for it. The names of transformers' own implementations are refused.
-        fn: takes q ``[B, Hq, seqlen_q, D]``, k and v ``[B, Hkv, seqlen_k, D]`` (grouped heads, offset rule) and returns
-            ``[B, Hq, seqlen_q, D]``.
+        fn: takes q ``[B, Hq, seqlen_q, D]``, k and v ``[B, Hkv, seqlen_k, D]`` (grouped heads, offset rule) and
+            returns ``[B, Hq, seqlen_q, D]``.
 
     Only plain causal decoding is passed on: a call with padding or another mask raises ``ValueError`` in the
     forward pass, since ``fn`` would silently ignore it.

@@ -7,6 +7,7 @@ model hub. The first load dequantises them (some 20 s) and keeps a converted cop
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import math
@@ -145,14 +146,12 @@ class SmolLM2:
             return attention(q, k, v, causal=causal, scale=scale)
 
         with hf.use(self.model, spy):
-            try:
+            with contextlib.suppress(_Captured):
                 self.model(self.ids(text, max_tokens), use_cache=False)
-            except _Captured:
-                pass
         return seen[layer]
 
 
-class _Captured(Exception):  # noqa: N818 - a signal, not an error
+class _Captured(Exception):
     """Raised inside the forward pass once the wanted layer was seen."""
 
 
