@@ -73,9 +73,9 @@ def logit_scale(dims: tuple[int, ...] = (4, 16, 64, 256, 1024), keys: int = 128,
     ax.semilogx(dims, plain, "o-", base=2, color=COLORS["bad"])
     ax.semilogx(dims, scaled, "s--", base=2, color=COLORS["good"])
     ax.text(dims[2], plain[2] - 0.13, "no scale: one key takes all", color=COLORS["bad"])
-    ax.text(dims[1], scaled[1] + 0.05, r"scaled by $1/\sqrt{D}$: the same at every $D$", color=PALETTE["green"])
-    ax.axhline(1 / keys, color=COLORS["muted"], linewidth=1, linestyle=":")
-    ax.text(dims[-1], 1 / keys + 0.02, f"uniform: 1/{keys}", color=COLORS["muted"], ha="right")
+    ax.text(
+        dims[1], scaled[1] + 0.05, r"scaled by $1/\sqrt{D}$: the same at every $D$", color=PALETTE["green"]
+    )
     ax.set(xlabel="head dimension D", ylabel=f"largest of {keys} weights", ylim=(0, 1.02))
     ax.set_xticks(dims, labels=[str(d) for d in dims])
     return fig
@@ -148,11 +148,11 @@ def gqa_map(num_heads: int = 8, num_kv_heads: int = 2) -> Figure:
         x = (kv + 0.5) * group - 0.5
         dash, color = looks[kv % len(looks)]
         ax.plot([h, x], [0.86, 0.14], dash, color=color, linewidth=2)
-        ax.text(h, 1, f"Q{h}", ha="center", va="center", bbox={"boxstyle": "round", "fc": "white", "ec": COLORS["query"]})
+        box = {"boxstyle": "round", "fc": "white", "ec": COLORS["query"]}
+        ax.text(h, 1, f"Q{h}", ha="center", va="center", bbox=box)
     for kv in range(num_kv_heads):
-        color = looks[kv % len(looks)][1]
-        x = (kv + 0.5) * group - 0.5
-        ax.text(x, 0, f"K{kv}, V{kv}", ha="center", va="center", bbox={"boxstyle": "round", "fc": "white", "ec": color})
+        box = {"boxstyle": "round", "fc": "white", "ec": looks[kv % len(looks)][1]}
+        ax.text((kv + 0.5) * group - 0.5, 0, f"K{kv}, V{kv}", ha="center", va="center", bbox=box)
     ax.set(xlim=(-0.6, num_heads - 0.4), ylim=(-0.2, 1.2))
     ax.axis("off")
     return fig
@@ -167,16 +167,20 @@ def flop_share() -> Figure:
         star = crossover_length(MODELS[name])
         ax.semilogx(n, 100 * n / (n + star), dash, color=color, label=name)
         ax.plot(star, 50, "o", color=color)
-        left = name.startswith("Smol")
-        ax.annotate(f"{name}\n50 % at {star:,.0f}", (star, 50), color=color, ha="right" if left else "left", va="center",
-                    xytext=(-14 if left else 14, 12 if left else -14), textcoords="offset points")  # fmt: skip
-    ax.set(xlabel="prompt length N (tokens)", ylabel="attention's share of FLOPs (%)", ylim=(0, 100), xlim=(100, 1e6))
+        side, nudge = ("right", (-14, 12)) if name.startswith("Smol") else ("left", (14, -14))
+        ax.annotate(f"{name}\n50 % at {star:,.0f}", (star, 50), xytext=nudge, textcoords="offset points",
+                    color=color, ha=side, va="center")  # fmt: skip
+    ax.set(
+        xlabel="prompt length N (tokens)",
+        ylabel="attention's share of FLOPs (%)",
+        ylim=(0, 100),
+        xlim=(100, 1e6),
+    )
     return fig
 
 
-#: Intensities on the roofline picture, FLOP/byte at 16 bits; computed from the cost model.
 def operations(seqlen: int = 8192, head_dim: int = 128) -> list[tuple[str, float]]:
-    """(name, FLOP/byte) of the operations that the chapter places on the roofline, lowest first.
+    """(name, FLOP/byte at 16 bits) of the operations that the chapter places on the roofline, lowest first.
 
     Attention has 32 query heads (DeepSeek-V3's MLA: 128 heads on a latent of 512 + 64); dense layers are those of
     Llama-3-8B, weights only.
@@ -188,17 +192,19 @@ def operations(seqlen: int = 8192, head_dim: int = 128) -> list[tuple[str, float
 
     params = MODELS["Llama-3-8B"].layer_params
     shape = (1, 32, 32, seqlen, seqlen, head_dim)
+    square = cost.attention_flops(1, 32, seqlen, seqlen, head_dim)
+    triangle = cost.attention_flops(1, 32, seqlen, seqlen, head_dim, causal=True)
+    mla = cost.mla_decode_flops(1, 128, seqlen, 512, 64) / cost.mla_cache_bytes(1, 512, 64, seqlen)
     ops = [
         ("decode MHA", decode(32)),
         ("decode GQA, g = 4", decode(8)),
         ("decode MQA, 32 heads", decode(1)),
-        ("decode MLA, 128 heads", cost.mla_decode_flops(1, 128, seqlen, 512, 64) / cost.mla_cache_bytes(1, 512, 64, seqlen)),
-        ("prefill, naive", cost.attention_flops(1, 32, seqlen, seqlen, head_dim) / cost.naive_bytes(*shape)),
-        ("prefill, flash, causal", cost.attention_flops(1, 32, seqlen, seqlen, head_dim, True) / cost.flash_bytes(*shape)),
-    ]  # fmt: skip
-    ops += [
-        (f"dense layers, batch {b}", cost.linear_flops(b, params) / cost.linear_bytes(params)) for b in (1, 64, 512)
+        ("decode MLA, 128 heads", mla),
+        ("prefill, naive", square / cost.naive_bytes(*shape)),
+        ("prefill, flash, causal", triangle / cost.flash_bytes(*shape)),
     ]
+    dense = cost.linear_bytes(params)
+    ops += [(f"dense layers, batch {b}", cost.linear_flops(b, params) / dense) for b in (1, 64, 512)]
     return sorted(ops, key=lambda op: op[1])
 
 
@@ -214,6 +220,11 @@ def roofline(gpus: tuple[str, ...] = ("A100", "H100")) -> Figure:
     for name, (dash, color) in zip(gpus, looks):
         gpu = GPUS[name]
         ax.loglog(x, np.minimum(gpu.fp16_tflops, x * gpu.bandwidth / 1e12), dash, color=color)
+        for op, value in ops:
+            shape = "D" if "dense" in op else "o"
+            ax.plot(
+                value, min(gpu.fp16_tflops, value * gpu.bandwidth / 1e12), shape, color=color, markersize=5
+            )
         for panel in (ax, lane):
             panel.axvline(gpu.ridge, color=color, linestyle=dash, linewidth=1.1)
         upper = gpu is GPUS[gpus[-1]]
@@ -224,11 +235,13 @@ def roofline(gpus: tuple[str, ...] = ("A100", "H100")) -> Figure:
     ax.set(ylabel="attainable TFLOP/s", ylim=(0.6, 2500))
     for row, (name, value) in enumerate(ops):
         lane.plot(value, row, "D" if "dense" in name else "o", color=COLORS["text"])
-        roomy = value > 30
-        lane.text(value * (0.8 if roomy else 1.25), row, f"{name}  ({value:.0f})" if not roomy else f"({value:.0f})  {name}",
-                  ha="right" if roomy else "left", va="center", fontsize=10.5,
-                  bbox={"fc": "white", "ec": "none", "pad": 0.6})  # fmt: skip
-    lane.set(ylim=(len(ops) - 0.4, -1.3), yticks=[], xlabel="arithmetic intensity (FLOP/byte)", xlim=(0.6, 1e4))
+        x_text, side = (value * 0.8, "right") if value > 30 else (value * 1.25, "left")
+        label = f"({value:.0f})  {name}" if side == "right" else f"{name}  ({value:.0f})"
+        box = {"fc": "white", "ec": "none", "pad": 0.6}
+        lane.text(x_text, row, label, ha=side, va="center", fontsize=10.5, bbox=box)
+    lane.set(
+        ylim=(len(ops) - 0.4, -1.3), yticks=[], xlabel="arithmetic intensity (FLOP/byte)", xlim=(0.6, 1e4)
+    )
     lane.spines["left"].set_visible(False)
     lane.grid(axis="y", visible=False)
     return fig
@@ -244,18 +257,27 @@ def memory_levels(gpu: str = "A100", on_chip_tbs: float = 19.0) -> Figure:
     style.use()
     chip = GPUS[gpu]
     shared_mb = chip.sms * chip.shared_kib * 1024 / 1e6
-    names = ["main memory (HBM)", "on chip (shared)"]
-    panels = [("size", [chip.memory_gb * 1e3, shared_mb], "MB"), ("bandwidth", [chip.bandwidth / 1e12, on_chip_tbs], "TB/s")]
-    fig, axes = plt.subplots(2, 1, figsize=(WIDTH, 3.4), layout="constrained")
-    for ax, (what, values, unit) in zip(axes, panels):
-        bars = ax.barh(names, values, color=[COLORS["hbm"], COLORS["sram"]], height=0.6)
-        bars[0].set_hatch("//")
-        bars[0].set_edgecolor("white")
-        for y, value in enumerate(values):
-            label = f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
-            ax.text(value * 1.15, y, f"{label} {unit}", va="center")
-        ax.set(xscale="log", xlabel=f"{what} ({unit}, log scale)", xlim=(min(values) / 4, max(values) * 12))
-        ax.grid(axis="y", visible=False)
+    big, fast = chip.memory_gb * 1e3 / shared_mb, on_chip_tbs * 1e12 / chip.bandwidth
+    levels = [
+        ("shared memory,\nall SMs together", shared_mb, on_chip_tbs, COLORS["sram"], "o"),
+        ("main memory (HBM)", chip.memory_gb * 1e3, chip.bandwidth / 1e12, COLORS["hbm"], "s"),
+    ]
+    fig, ax = plt.subplots(figsize=(WIDTH, 3.2), layout="constrained")
+    ax.plot([x[1] for x in levels], [x[2] for x in levels], ":", color=COLORS["muted"])
+    for name, size, speed, color, mark in levels:
+        side, nudge = ("left", (14, 6)) if mark == "o" else ("right", (-14, -10))
+        ax.plot(size, speed, mark, color=color, markersize=13)
+        ax.annotate(name, (size, speed), xytext=nudge, textcoords="offset points", ha=side, va="center")
+    middle = (shared_mb * big**0.5, chip.bandwidth / 1e12 * fast**0.5)
+    ax.annotate(f"{big:,.0f} times larger,\n{fast:.0f} times slower", middle, xytext=(8, 8),
+                textcoords="offset points", color=COLORS["muted"])  # fmt: skip
+    ax.set(
+        xscale="log", yscale="log", xlabel="size (MB)", ylabel="bandwidth (TB/s)", xlim=(8, 3e5), ylim=(1, 30)
+    )
+    ticks = [1, 2, 5, 10, 20]
+    ax.set_yticks(ticks, labels=[str(t) for t in ticks])
+    ax.set_xticks([10, 100, 1e3, 1e4, 1e5], labels=["10", "100", "1,000", "10,000", "100,000"])
+    ax.minorticks_off()
     return fig
 
 
@@ -263,18 +285,22 @@ def decode_time(model: str = "Llama-3-8B", gpu: str = "H100") -> Figure:
     """Least time of a decode step at batch 1: weights (flat) and KV cache (a line), MHA against GQA against MQA."""
     style.use()
     shape, chip = MODELS[model], GPUS[gpu]
-    n = np.array([2**i for i in range(10, 18)])
-    floor = shape.read_params * 2 / chip.bandwidth * 1e3
-    fig, ax = plt.subplots(figsize=(WIDTH, 3.5), layout="constrained")
+    n = np.linspace(0, 131_072, 9)
+    floor = cost.linear_bytes(shape.read_params) / chip.bandwidth * 1e3
+    fig, ax = plt.subplots(figsize=(WIDTH, 3.6), layout="constrained")
     ax.axhspan(0, floor, color=COLORS["masked"])
-    ax.text(1.5e3, floor * 0.42, f"reading the weights: {floor:.1f} ms", va="center")
+    ax.text(4096, floor * 0.45, f"reading the weights: {floor:.1f} ms", va="center")
     kinds = (("MHA", shape.num_heads, ":"), ("GQA", shape.num_kv_heads, "-"), ("MQA", 1, "--"))
     for (label, heads, dash), color in zip(kinds, (COLORS["bad"], COLORS["query"], COLORS["good"])):
         kv = cost.kv_cache_bytes(shape.num_layers, heads, shape.head_dim, n) / chip.bandwidth * 1e3
-        ax.plot(n, floor + kv, dash, color=color, marker="o", markersize=4)
-        ax.annotate(f"{label}, {heads} KV head{'s' if heads > 1 else ''}", (n[-1], floor + kv[-1]), color=color,
-                    ha="right", va="bottom", xytext=(-6, 6), textcoords="offset points")  # fmt: skip
-    ax.set_xscale("log", base=2)
-    ax.set_xticks(n, labels=[f"{i // 1024}K" for i in n])
-    ax.set(xlabel="tokens in the cache", ylabel="least time per token (ms)", ylim=(0, None))
+        ax.plot(n, floor + kv, dash, color=color)
+        ax.annotate(f"{label}: {heads} KV", (n[-1], floor + kv[-1]), color=color, va="center",
+                    xytext=(6, 0), textcoords="offset points")  # fmt: skip
+    ax.set_xticks(n[::2], labels=["0", *(f"{int(i) // 1024}K" for i in n[2::2])])
+    ax.set(
+        xlabel="tokens in the cache",
+        ylabel="least time per token (ms)",
+        ylim=(0, None),
+        xlim=(0, n[-1] * 1.2),
+    )
     return fig

@@ -51,7 +51,13 @@ def page(browser):
 
 def test_estimate_equals_the_package(page):
     grid = itertools.product(
-        MODELS, GPUS, ("prefill", "decode"), (1, 63, 8192, 131_072), (1, 64), ((2, 2), (0.5, 1)), ("flash", "naive")
+        MODELS,
+        GPUS,
+        ("prefill", "decode"),
+        (1, 63, 8192, 131_072),
+        (1, 64),
+        ((2, 2), (0.5, 1)),
+        ("flash", "naive"),
     )
     cases = [
         {"model": m, "gpu": g, "phase": p, "seqlen": n, "batch": b, "weight_itemsize": w, "cache_itemsize": c,
