@@ -1,0 +1,144 @@
+"""The command ``effattn``: instruments, benchmark, practice, and a check of this machine.
+
+Exit status: 0 all well, 1 a check failed, 2 the command was called wrongly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from effattn_lab import __version__
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status. Libraries are imported by the command that needs them."""
+    args = _parser().parse_args(argv)
+    try:
+        status: int = args.run(args)
+        return status
+    except (ValueError, RuntimeError, ModuleNotFoundError) as error:
+        print(f"effattn {args.command}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `effattn ... | head`
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="effattn", description="Efficient Attention Lab, from the shell.")
+    parser.add_argument("--version", action="version", version=f"effattn-lab {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    xray = commands.add_parser("xray", help="compile a kernel for GPUs that are not here and look inside")
+    _kernel_arguments(xray)
+    xray.add_argument("--gpu", default="all", help="a GPU, several with commas, or all (default)")
+    xray.add_argument(
+        "--head-dim", type=int, nargs="+", default=[64, 128], metavar="D", help="default: 64 128"
+    )
+    xray.add_argument(
+        "--dtype", nargs="+", default=["fp16"], choices=["fp16", "bf16", "fp32"], help="default: fp16"
+    )
+    xray.set_defaults(run=_xray)
+
+    traffic = commands.add_parser(
+        "traffic", help="bytes a kernel really moves, counted in Triton's interpreter"
+    )
+    _kernel_arguments(traffic)
+    traffic.set_defaults(run=_traffic)
+
+    bench = commands.add_parser("bench", help="correctness, then speed against SDPA and the roofline")
+    _kernel_arguments(bench)
+    bench.add_argument(
+        "--seqlen", type=int, nargs="+", metavar="N", help="default: 512 2048, on a GPU 1024 4096 16384"
+    )
+    bench.set_defaults(run=_bench)
+
+    doctor = commands.add_parser("doctor", help="what this machine can run, and what is missing")
+    doctor.add_argument("--json", action="store_true", help="machine-readable output")
+    doctor.set_defaults(run=_doctor)
+
+    from effattn_lab.interview import quiz
+
+    practice = commands.add_parser("quiz", help="practise interview questions in the terminal")
+    quiz.add_arguments(practice)
+    practice.set_defaults(run=quiz.run)
+    return parser
+
+
+def _kernel_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("slug", help="the mechanism whose kernels are meant: flash")
+    parser.add_argument("--json", action="store_true", help="machine-readable output")
+
+
+def _xray(args: argparse.Namespace) -> int:
+    from effattn_lab.measure.xray import xray_rows
+
+    gpus = "all" if args.gpu == "all" else [name.strip() for name in args.gpu.split(",")]
+    rows = xray_rows(args.slug, gpus=gpus, head_dims=tuple(args.head_dim), dtypes=tuple(args.dtype))
+    show(rows, args.json, title=f"{args.slug}: compiled ahead of time, as shipped")
+    return 0
+
+
+def _traffic(args: argparse.Namespace) -> int:
+    from effattn_lab.measure.traffic import traffic_rows
+
+    show(
+        traffic_rows(args.slug), args.json, title=f"{args.slug}: bytes in the interpreter against the formula"
+    )
+    return 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from effattn_lab import bench
+
+    rows = bench.rows(args.slug, seqlens=args.seqlen)
+    show(rows, args.json, title=f"{args.slug}: one run on this machine; compare ratios, not times")
+    return 0 if all(row["correct"] for row in rows) else 1
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from effattn_lab import doctor
+
+    rows = doctor.rows()
+    show(rows, args.json, title="this machine")
+    return 1 if any(row["status"] == "missing" and row["needed"] for row in rows) else 0
+
+
+def show(rows: Sequence[dict[str, Any]], as_json: bool, title: str) -> None:
+    """Print rows as JSON, or as a table; a row may lack a value (None)."""
+    if as_json:
+        json.dump(rows, sys.stdout, indent=1)
+        print()
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for name in rows[0]:
+        number = all(isinstance(row[name], int | float | None) for row in rows)
+        table.add_column(name, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    # Piped output keeps its columns instead of wrapping at 80.
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
