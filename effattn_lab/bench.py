@@ -94,10 +94,7 @@ def _at(seqlen: int, direction: str, gpu: bool) -> list[dict[str, Any]]:
     tensors[0] *= 3
     inputs = [x.to(device, dtype) for x in tensors]
     backward = direction == "forward+backward"
-    if backward:
-        inputs = [x.requires_grad_(i < 3) for i, x in enumerate(inputs)]
-    else:
-        inputs = inputs[:3]
+    inputs = [x.requires_grad_(i < 3) for i, x in enumerate(inputs)] if backward else inputs[:3]
 
     def wrap(fn: Attend) -> Attend:
         return _with_backward(fn) if backward else fn

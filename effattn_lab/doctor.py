@@ -13,7 +13,10 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 
 
 def rows() -> list[dict[str, Any]]:
-    """Look, change nothing. Each row: what, found, status ("ok", "missing"), needed (by the package itself), remedy."""
+    """Look, change nothing.
+
+    Each row: what, found, status ("ok" or "missing"), needed (can the package do nothing without it?), remedy.
+    """
     table = [
         _row(
             "Python",

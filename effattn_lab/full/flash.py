@@ -7,7 +7,7 @@ division, only the log-sum-exp stored).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 
@@ -216,6 +216,30 @@ def backward_tile(
     return scale * (ds @ k), scale * (ds.transpose(-1, -2) @ q), dv
 
 
+@overload
+def flash_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    causal: bool = ...,
+    scale: float | None = ...,
+    block_q: int = ...,
+    block_k: int = ...,
+    return_lse: Literal[False] = ...,
+) -> torch.Tensor: ...
+@overload
+def flash_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    causal: bool = ...,
+    scale: float | None = ...,
+    block_q: int = ...,
+    block_k: int = ...,
+    return_lse: Literal[True],
+) -> tuple[torch.Tensor, torch.Tensor]: ...
 def flash_attention(
     q: torch.Tensor,
     k: torch.Tensor,
