@@ -34,8 +34,19 @@ ROOT = Path(__file__).resolve().parent.parent
 # What the cells of chapters import or read: a change makes every stored output doubtful.
 CODE = ("effattn_lab", "kernels", "interview", "map.yml", "constraints.txt")
 # What else a page depends on.
-PAGES = ("index.md", "chapters", "labs", "_config.yml", "_toc.yml", "_ext", "_sims", "_static", "_templates",
-         "references.bib", "pyproject.toml", "CHANGELOG.md")
+PAGES = (
+    "index.md",
+    "chapters",
+    "labs",
+    "_config.yml",
+    "_toc.yml",
+    "_ext",
+    "_sims",
+    "_static",
+    "_templates",
+    "references.bib",
+    "pyproject.toml",
+)
 SKIP = {"__pycache__", ".ipynb_checkpoints", ".mypy_cache", ".ruff_cache"}
 COLOUR = re.compile(r"\x1b\[[0-9;]*[mK]")
 FIRST_PORT = 8000
@@ -87,7 +98,12 @@ def run_builder(out: Path, cache: Path) -> tuple[int, str]:
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8", "FORCE_COLOR": "0"}
     process = subprocess.Popen(
         [sys.executable, "-c", script, str(ROOT), str(out), str(cache)],
-        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8",
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
         errors="replace",
     )
     assert process.stdout is not None
@@ -99,8 +115,11 @@ def run_builder(out: Path, cache: Path) -> tuple[int, str]:
             step = re.match(r"(reading sources|writing output)\.\.\. \[ *(\d+)%\] (.+)", line)
             execution = re.match(r"(.+)\.(?:md|ipynb): Executing notebook", line)
             if step or execution:
-                what = (f"{step[1].split()[0]} {step[2]:>3}%  {step[3]}" if step
-                        else f"running the cells of {shown(Path(execution[1]))}")  # type: ignore[index]
+                what = (
+                    f"{step[1].split()[0]} {step[2]:>3}%  {step[3]}"
+                    if step
+                    else f"running the cells of {shown(Path(execution[1]))}"
+                )  # type: ignore[index]
                 text = f"[{time.monotonic() - begun:4.0f} s] {what}"
                 print(f"\r\x1b[K{text[:78]}" if live else text, end="" if live else "\n", flush=True)
         process.wait()
@@ -115,9 +134,12 @@ def run_builder(out: Path, cache: Path) -> tuple[int, str]:
 
 def explain(output: str, html: Path, log: Path) -> str:
     """Say in plain words why the build failed."""
-    seen = dict.fromkeys(line.replace(f"{ROOT}{os.sep}", "") for line in output.splitlines()
-                         if re.search(r"\b(WARNING|ERROR|CRITICAL)\b|[Ee]xception|Error:", line)
-                         and "build finished with problems" not in line)
+    seen = dict.fromkeys(
+        line.replace(f"{ROOT}{os.sep}", "")
+        for line in output.splitlines()
+        if re.search(r"\b(WARNING|ERROR|CRITICAL)\b|[Ee]xception|Error:", line)
+        and "build finished with problems" not in line
+    )
     what = list(seen)
     lines = [f"The book was not built: {len(what)} warning(s) or error(s), and each counts as an error."]
     lines += [f"  {line}" for line in what[:20]]
@@ -136,8 +158,11 @@ def shown(path: Path) -> str:
 def build(out: Path, fresh: bool = False) -> bool:
     """Build the book into ``out/html``; True when it is there and complete."""
     if importlib.util.find_spec("jupyter_book") is None:
-        print("The book needs jupyter-book, which this Python does not have: run `make env`, then "
-              "`.venv/bin/python _ext/build.py`.", file=sys.stderr)
+        print(
+            "The book needs jupyter-book, which this Python does not have: run `make env`, then "
+            "`.venv/bin/python _ext/build.py`.",
+            file=sys.stderr,
+        )
         return False
     html, stamp, begun = out / "html", out / "html" / ".inputs", time.monotonic()
     code = digest(CODE)
@@ -161,8 +186,10 @@ def build(out: Path, fresh: bool = False) -> bool:
     stamp.write_text(inputs + "\n", encoding="utf-8")
     weights = [f.stat().st_size for f in html.rglob("*") if f.is_file()]
     pages = [f for f in html.rglob("*.html") if "_static" not in f.parts]
-    print(f"The book is built: {len(pages)} pages, {sum(weights) / 1e6:.1f} MB, "
-          f"{time.monotonic() - begun:.0f} s. Open {shown(html / 'index.html')}")
+    print(
+        f"The book is built: {len(pages)} pages, {sum(weights) / 1e6:.1f} MB, "
+        f"{time.monotonic() - begun:.0f} s. Open {shown(html / 'index.html')}"
+    )
     return True
 
 
@@ -199,7 +226,8 @@ def has_browser() -> bool:
     if os.environ.get("CI") or os.environ.get("EFFATTN_NO_BROWSER"):
         return False
     return sys.platform in ("darwin", "win32") or bool(
-        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    )
 
 
 def serve(html: Path) -> None:
@@ -217,8 +245,12 @@ def serve(html: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Build the book, warnings as errors, and serve it.")
     parser.add_argument("--serve", action="store_true", help="serve the book on 127.0.0.1 when it is built")
-    parser.add_argument("--out", type=Path, default=ROOT / "_build", help="folder to build into (default _build)")
-    parser.add_argument("--fresh", action="store_true", help="build even when nothing changed; run every cell")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "_build", help="folder to build into (default _build)"
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="build even when nothing changed; run every cell"
+    )
     arguments = parser.parse_args()
     out = arguments.out.resolve()
     try:

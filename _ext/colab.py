@@ -60,19 +60,36 @@ def fix_buttons(app: Sphinx, pagename: str, templatename: str, context: dict[str
     notebook = student_notebook(pagename)
     buttons = [b for b in context.get("header_buttons", []) if b.get("label") != "launch-buttons"]
     if notebook is not None:
-        buttons.insert(0, {
-            "type": "group", "tooltip": "Launch the lab", "icon": "fas fa-rocket", "label": "launch-buttons",
-            "buttons": [{
-                "type": "link", "text": "Colab", "tooltip": "Open the student notebook in Colab",
-                "icon": "_static/images/logo_colab.png", "url": colab_address(app, notebook),
-            }],
-        })
+        buttons.insert(
+            0,
+            {
+                "type": "group",
+                "tooltip": "Launch the lab",
+                "icon": "fas fa-rocket",
+                "label": "launch-buttons",
+                "buttons": [
+                    {
+                        "type": "link",
+                        "text": "Colab",
+                        "tooltip": "Open the student notebook in Colab",
+                        "icon": "_static/images/logo_colab.png",
+                        "url": colab_address(app, notebook),
+                    }
+                ],
+            },
+        )
         for group in buttons:
             if group.get("label") == "download-buttons":
-                group["buttons"].insert(0, {
-                    "type": "link", "text": "student .ipynb", "tooltip": "Download the notebook with the blanks",
-                    "icon": "fas fa-code", "url": context["pathto"](notebook, 1),
-                })
+                group["buttons"].insert(
+                    0,
+                    {
+                        "type": "link",
+                        "text": "student .ipynb",
+                        "tooltip": "Download the notebook with the blanks",
+                        "icon": "fas fa-code",
+                        "url": context["pathto"](notebook, 1),
+                    },
+                )
     context["header_buttons"] = buttons
 
 

@@ -24,7 +24,7 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from docutils import nodes
 from docutils.parsers.rst import directives
@@ -45,8 +45,12 @@ class Sim(SphinxDirective):
 
     required_arguments = 1
     has_content = True
-    option_spec = {"alt": directives.unchanged_required, "name": directives.unchanged,  # noqa: RUF012
-                   "class": directives.class_option, "data": directives.unchanged_required}
+    option_spec: ClassVar[dict[str, Any]] = {
+        "alt": directives.unchanged_required,
+        "name": directives.unchanged,
+        "class": directives.class_option,
+        "data": directives.unchanged_required,
+    }
 
     def run(self) -> list[nodes.Node]:
         name = self.arguments[0].strip()
@@ -80,10 +84,13 @@ class Sim(SphinxDirective):
         self.env.metadata[self.env.docname].setdefault("sims", [])
         if name not in self.env.metadata[self.env.docname]["sims"]:
             self.env.metadata[self.env.docname]["sims"].append(name)
-        markup = (f'<{tag} class="sim" data-sim="{name}">{body}'
-                  f"<noscript><p>{html.escape(alt)}</p></noscript></{tag}>")
-        node = nodes.container("", nodes.raw("", markup, format="html"),
-                               classes=["sim-frame", *self.options.get("class", [])])
+        markup = (
+            f'<{tag} class="sim" data-sim="{name}">{body}'
+            f"<noscript><p>{html.escape(alt)}</p></noscript></{tag}>"
+        )
+        node = nodes.container(
+            "", nodes.raw("", markup, format="html"), classes=["sim-frame", *self.options.get("class", [])]
+        )
         self.add_name(node)
         return [node]
 

@@ -28,9 +28,13 @@ def mend(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any],
             context["body"] = context["body"].replace(old, new)
     contents = context.get("generate_toctree_html")
     if contents is not None:
+
         def named(*args: Any, **kwargs: Any) -> str:
             # The arrow that unfolds a chapter's pages is a button without a name.
-            return str(contents(*args, **kwargs)).replace("<summary>", '<summary aria-label="Pages of this chapter">')
+            return str(contents(*args, **kwargs)).replace(
+                "<summary>", '<summary aria-label="Pages of this chapter">'
+            )
+
         context["generate_toctree_html"] = named
 
 
