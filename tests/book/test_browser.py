@@ -23,7 +23,8 @@ UNFOLD = """() => {
 LINKS = """() => [...document.querySelectorAll('a[href], a[*|href]')].map((a) =>
     new URL(a.getAttribute('href') || a.getAttribute('xlink:href'), document.baseURI).href)"""
 WIDEST = """() => [...document.querySelectorAll('body *')]
-    .filter((e) => e.getBoundingClientRect().right > innerWidth + 1).slice(0, 8).map((e) => e.tagName + '.' + e.className)"""
+    .filter((e) => e.getBoundingClientRect().right > innerWidth + 1)
+    .slice(0, 8).map((e) => e.tagName + '.' + e.className)"""
 
 
 class Watched:
