@@ -1,0 +1,5 @@
+"""Interview questions with evidence: load, check and practise them."""
+
+from effattn_lab.interview.bank import LEVELS, BankError, FollowUp, Number, Question, load, select, topics
+
+__all__ = ["LEVELS", "BankError", "FollowUp", "Number", "Question", "load", "select", "topics"]
