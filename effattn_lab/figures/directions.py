@@ -1,0 +1,98 @@
+"""What a decode step holds and reads at 128K tokens, for one model of each kind on the map."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from effattn_lab.figures import style
+from effattn_lab.foundations.cost_model import kv_cache_bytes, mla_cache_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: Tokens in the context of the comparison.
+SEQLEN = 131_072
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Step:
+    """One decode step of one sequence, attention and state alone (no weights).
+
+    Attributes:
+        model: what is computed.
+        leaf: its place on the map.
+        held: bytes that stay in memory between steps.
+        moved: bytes read, and for a recurrent state also written, by one step.
+    """
+
+    model: str
+    leaf: str
+    held: float
+    moved: float
+
+
+def delta_state_bytes(num_layers: int, num_heads: int = 32, key_dim: int = 128, value_dim: int = 128,
+                      itemsize: int = 4) -> int:
+    """Bytes of the matrix states of Gated DeltaNet layers, in fp32 as the released Qwen3-Next code keeps them."""
+    return num_layers * num_heads * key_dim * value_dim * itemsize
+
+
+def steps(seqlen: int = SEQLEN) -> list[Step]:
+    """The comparison at ``seqlen`` tokens, batch 1, 2-byte cache.
+
+    Shapes: Llama-3-8B 32 layers, 8 key-value heads of 128; DeepSeek-V3 61 layers, latent 512 + 64; Jamba 4 attention
+    layers of 32, Mamba state 8192 x 16; Qwen3-Next 12 full layers of 48 with 2 key-value heads of 256. Quest: pages
+    of 16 tokens, a budget of 4096 tokens in every layer; its minima and maxima take 1/16 of the cache.
+    StreamingLLM: 4 first tokens and 2044 recent ones.
+    """
+    llama = kv_cache_bytes(32, 8, 128, seqlen)
+    mla = mla_cache_bytes(61, 512, 64, seqlen)
+    jamba, jamba_state = kv_cache_bytes(4, 8, 128, seqlen), 28 * 8192 * 16 * 4
+    qwen, qwen_state = kv_cache_bytes(12, 2, 256, seqlen), delta_state_bytes(36)
+    window = kv_cache_bytes(32, 8, 128, min(seqlen, 2048))
+    linear = delta_state_bytes(48)
+    return [
+        Step("Llama-3-8B shape, 32 KV heads", "no leaf (MHA)", 4 * llama, 4 * llama),
+        Step("Llama-3-8B, 8 KV heads", "leaf 4.2 (GQA)", llama, llama),
+        Step("DeepSeek-V3", "leaf 4.2 (MLA)", mla, mla),
+        Step("Qwen3-Next, 12 of 48 attend", "leaf 6.1", qwen + qwen_state, qwen + 2 * qwen_state),
+        Step("Jamba, 4 of 32 layers attend", "leaf 6.1", jamba + jamba_state, jamba + 2 * jamba_state),
+        Step("Llama-3-8B with Quest", "leaf 3.3", llama * 17 / 16, llama * (1 / 16 + min(1.0, 4096 / seqlen))),
+        Step("Llama-3-8B with StreamingLLM", "leaf 3.3", window, window),
+        Step("48 Gated DeltaNet layers", "leaf 2.1", linear, 2 * linear),
+    ]
+
+
+def readable(nbytes: float) -> str:
+    """``nbytes`` in MiB below half a GiB, else in GiB, with two digits."""
+    if nbytes < GIB / 2:
+        return f"{nbytes / 2**20:.0f} MiB"
+    return f"{nbytes / GIB:.2g} GiB"
+
+
+def decode_bytes_figure(seqlen: int = SEQLEN) -> Figure:
+    """Bars of the bytes that one more token costs: held in memory, and moved by the step (logarithmic axis)."""
+    import matplotlib.pyplot as plt
+
+    style.use()
+    rows = steps(seqlen)
+    fig, ax = plt.subplots(figsize=(style.WIDTH, 4.9))
+    for i, row in enumerate(rows):
+        ax.barh(i - 0.2, row.held / GIB, height=0.36, color="white", edgecolor=style.COLORS["memory"], hatch="////",
+                label="held in memory" if i == 0 else None)
+        ax.barh(i + 0.2, row.moved / GIB, height=0.36, color=style.COLORS["compute"],
+                label="moved for one token" if i == 0 else None)
+        ax.text(row.held / GIB * 1.12, i - 0.2, readable(row.held), va="center", fontsize=9.5)
+        ax.text(row.moved / GIB * 1.12, i + 0.2, readable(row.moved), va="center", fontsize=9.5)
+    ax.set_yticks(range(len(rows)), [f"{r.model}\n{r.leaf}" for r in rows], fontsize=10)
+    ax.invert_yaxis()
+    ax.set_xscale("log")
+    ax.set_xlim(0.05, 300)
+    ax.set_xticks([0.1, 1, 10, 100], ["0.1", "1", "10", "100"])
+    ax.set_xlabel(f"GiB for one sequence of {seqlen:,} tokens")
+    ax.grid(axis="y", visible=False)
+    ax.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncol=2)
+    fig.tight_layout()
+    return fig
