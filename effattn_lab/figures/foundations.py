@@ -49,7 +49,8 @@ def one_query(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Figure:
     scores = (q @ k.transpose(-1, -2))[0, 0] * q.shape[-1] ** -0.5
     probs = torch.softmax(scores, dim=-1)
     out = probs @ v[0, 0]
-    fig, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.7), layout="constrained")
+    widths = [scores.shape[1], probs.shape[1], out.shape[1]]
+    fig, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.5), width_ratios=widths, layout="constrained")
     _cells(axes[0], scores.numpy(), r"scores $S=QK^\top\!/\sqrt{D}$", COLORS["score"])
     _cells(axes[1], probs.numpy(), r"weights $P=\mathrm{softmax}(S)$", COLORS["query"])
     _cells(axes[2], out.numpy(), r"output $O=PV$", COLORS["output"])
