@@ -90,15 +90,15 @@ def key_tiles(
     start_m, seqlen_q, seqlen_k, window_size,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Keys that the queries ``start_m .. start_m + BLOCK_M`` need, as ``lo <= full_lo <= full_hi <= hi``.
+    """The key tiles that the queries ``start_m .. start_m + BLOCK_M`` need: ``(full, num_full, edge, num_edge)``.
 
-    Some query of the tile sees some key of every key tile in ``[lo, hi)``; outside, nothing is loaded.
-    Every query sees every key in ``[full_lo, full_hi)``; there, nothing is masked.
+    Full tiles: every query sees every key, nothing is masked. Edge tiles: some query sees some key, so they
+    are masked. All others are never loaded. See `tile_start` for where the tiles of each kind begin.
     """
     first = start_m + seqlen_k - seqlen_q  # position of the tile's first query
     last = tl.minimum(start_m + BLOCK_M, seqlen_q) - 1 + seqlen_k - seqlen_q  # and of its last
-    lo, hi = 0, seqlen_k
-    full_lo, full_hi = 0, seqlen_k
+    lo, hi = 0, seqlen_k  # keys that some query sees
+    full_lo, full_hi = 0, seqlen_k  # keys that every query sees
     if CAUSAL:
         hi = tl.minimum(hi, last + 1)
         full_hi = tl.minimum(full_hi, first + 1)
@@ -108,11 +108,7 @@ def key_tiles(
         if not CAUSAL:
             hi = tl.minimum(hi, last + window_size)
             full_hi = tl.minimum(full_hi, first + window_size)
-    lo = lo // BLOCK_N * BLOCK_N  # outwards to whole tiles
-    full_lo = (full_lo + BLOCK_N - 1) // BLOCK_N * BLOCK_N  # inwards
-    full_hi = tl.maximum(full_hi, 0) // BLOCK_N * BLOCK_N
-    some = full_hi > full_lo
-    return lo, tl.where(some, full_lo, lo), tl.where(some, full_hi, lo), hi
+    return _whole_tiles(lo, hi, full_lo, full_hi, BLOCK_N)
 
 
 @triton.jit
@@ -120,7 +116,7 @@ def query_tiles(
     start_n, seqlen_q, seqlen_k, window_size,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """`key_tiles` seen from the other side: the queries that need the keys ``start_n .. start_n + BLOCK_N``."""
+    """`key_tiles` from the other side: the query tiles that need the keys ``start_n .. start_n + BLOCK_N``."""
     first = start_n - (seqlen_k - seqlen_q)  # the first key, counted in query rows
     last = tl.minimum(start_n + BLOCK_N, seqlen_k) - 1 - (seqlen_k - seqlen_q)
     lo, hi = 0, seqlen_q
@@ -134,8 +130,31 @@ def query_tiles(
         if not CAUSAL:
             lo = tl.maximum(lo, first - window_size + 1)
             full_lo = tl.maximum(full_lo, last - window_size + 1)
-    lo = lo // BLOCK_M * BLOCK_M
-    full_lo = (full_lo + BLOCK_M - 1) // BLOCK_M * BLOCK_M
-    full_hi = tl.maximum(full_hi, 0) // BLOCK_M * BLOCK_M
-    some = full_hi > full_lo
-    return lo, tl.where(some, full_lo, lo), tl.where(some, full_hi, lo), hi
+    return _whole_tiles(lo, hi, full_lo, full_hi, BLOCK_M)
+
+
+@triton.jit
+def _whole_tiles(lo, hi, full_lo, full_hi, BLOCK: tl.constexpr):
+    """Round the visible range outwards and the full range inwards to whole tiles, and count them."""
+    lo = lo // BLOCK * BLOCK
+    hi = (tl.maximum(hi, lo) + BLOCK - 1) // BLOCK * BLOCK
+    full_lo = (full_lo + BLOCK - 1) // BLOCK * BLOCK
+    full_hi = tl.maximum(full_hi, 0) // BLOCK * BLOCK
+    num_full = tl.maximum(full_hi - full_lo, 0) // BLOCK
+    num_edge = (hi - lo) // BLOCK - num_full
+    return full_lo, num_full, lo, num_edge
+
+
+@triton.jit
+def tile_start(t, full, num_full, edge, BLOCK: tl.constexpr, MASKED: tl.constexpr):
+    """Where the ``t``-th full tile, or (MASKED) the ``t``-th edge tile, begins.
+
+    Edge tiles lie before the full ones (a window's far edge) and after them (the diagonal, the ragged end).
+    One loop takes both, hopping over the full tiles: an online softmax does not care in which order it reads.
+    """
+    if MASKED:
+        start = edge + t * BLOCK
+        start += tl.where((start >= full) & (num_full > 0), num_full * BLOCK, 0)
+    else:
+        start = full + t * BLOCK
+    return start

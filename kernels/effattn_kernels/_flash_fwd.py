@@ -5,29 +5,27 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._common import LN2, LOG2E, cast, dot, key_tiles, load_tile, store_tile, visible
+from ._common import LN2, LOG2E, cast, dot, key_tiles, load_tile, store_tile, tile_start, visible
 
 
 @triton.jit
 def _absorb_key_tiles(
     acc, m_i, l_i, q,
     k_ptr, v_ptr, stride_kn, stride_kd, stride_vn, stride_vd,
-    start, stop, pos_m, seqlen_k, window_size, qk_scale,
+    full, num_full, edge, num_tiles, pos_m, seqlen_k, window_size, qk_scale,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Fold the key tiles of ``[start, stop)`` into the running state ``(acc, m_i, l_i)``.
-
-    MASKED: these tiles cross an edge (the diagonal, the window, the end of the sequence).
-    """
+    """Fold ``num_tiles`` key tiles, the full ones or (MASKED) the edge ones, into the state ``(acc, m_i, l_i)``."""
     offs_d = tl.arange(0, BLOCK_D)
     tile_n = tl.arange(0, BLOCK_N)
-    # The base moves in int64, once; offsets inside a tile are small and stay int32.
-    start64 = tl.cast(start, tl.int64)
-    k_ptrs = k_ptr + start64 * stride_kn + tile_n[:, None] * stride_kn + offs_d[None, :] * stride_kd
-    v_ptrs = v_ptr + start64 * stride_vn + tile_n[:, None] * stride_vn + offs_d[None, :] * stride_vd
-    for start_n in range(start, stop, BLOCK_N):
-        offs_n = start_n + tile_n
+    for t in range(0, num_tiles):
+        start_n = tile_start(t, full, num_full, edge, BLOCK_N, MASKED)
+        offs_n = start_n + tile_n  # [BLOCK_N]
+        # The tile's base moves in int64, as a scalar; offsets inside the tile are small and stay int32.
+        row = start_n.to(tl.int64)
+        k_ptrs = k_ptr + row * stride_kn + (tile_n[:, None] * stride_kn + offs_d[None, :] * stride_kd)
+        v_ptrs = v_ptr + row * stride_vn + (tile_n[:, None] * stride_vn + offs_d[None, :] * stride_vd)
         k = load_tile(k_ptrs, offs_n, seqlen_k, offs_d, HEAD_DIM, BLOCK_D, MASKED)  # [BLOCK_N, BLOCK_D]
         s = dot(q, tl.trans(k)) * qk_scale  # [BLOCK_M, BLOCK_N], in units of log2
         if MASKED:
@@ -46,8 +44,6 @@ def _absorb_key_tiles(
         v = load_tile(v_ptrs, offs_n, seqlen_k, offs_d, HEAD_DIM, BLOCK_D, MASKED)  # [BLOCK_N, BLOCK_D]
         acc = acc * alpha[:, None] + dot(cast(p, v.dtype), v)  # [BLOCK_M, BLOCK_D]
         m_i = m_new
-        k_ptrs += BLOCK_N * stride_kn
-        v_ptrs += BLOCK_N * stride_vn
     return acc, m_i, l_i
 
 
@@ -85,19 +81,15 @@ def _flash_fwd_kernel(
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)  # running sum of 2^(s - m) v
     qk_scale = sm_scale * LOG2E
 
-    lo, full_lo, full_hi, hi = key_tiles(start_m, seqlen_q, seqlen_k, window_size, CAUSAL, WINDOW, BLOCK_M, BLOCK_N)
-    if WINDOW:  # the window's left edge
-        acc, m_i, l_i = _absorb_key_tiles(
-            acc, m_i, l_i, q, k_ptr, v_ptr, stride_kn, stride_kd, stride_vn, stride_vd,
-            lo, full_lo, pos_m, seqlen_k, window_size, qk_scale,
-            HEAD_DIM, BLOCK_D, BLOCK_N, CAUSAL, WINDOW, True)  # fmt: skip
+    full, num_full, edge, num_edge = key_tiles(
+        start_m, seqlen_q, seqlen_k, window_size, CAUSAL, WINDOW, BLOCK_M, BLOCK_N)  # fmt: skip
     acc, m_i, l_i = _absorb_key_tiles(  # most of the work: no mask at all
         acc, m_i, l_i, q, k_ptr, v_ptr, stride_kn, stride_kd, stride_vn, stride_vd,
-        full_lo, full_hi, pos_m, seqlen_k, window_size, qk_scale,
+        full, num_full, edge, num_full, pos_m, seqlen_k, window_size, qk_scale,
         HEAD_DIM, BLOCK_D, BLOCK_N, CAUSAL, WINDOW, False)  # fmt: skip
-    acc, m_i, l_i = _absorb_key_tiles(  # the diagonal and the ragged end
+    acc, m_i, l_i = _absorb_key_tiles(  # the diagonal, the window's edges, the ragged end
         acc, m_i, l_i, q, k_ptr, v_ptr, stride_kn, stride_kd, stride_vn, stride_vd,
-        full_hi, hi, pos_m, seqlen_k, window_size, qk_scale,
+        full, num_full, edge, num_edge, pos_m, seqlen_k, window_size, qk_scale,
         HEAD_DIM, BLOCK_D, BLOCK_N, CAUSAL, WINDOW, True)  # fmt: skip
 
     empty = l_i == 0.0  # a row that saw no key: output 0, log-sum-exp -inf
