@@ -1,0 +1,232 @@
+"""What an exercise is: inputs by property, a float64 reference, a tolerance with its reason, known mistakes.
+
+Nothing here runs a learner's code (see `judge`) or prints (see `check`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+#: What a case may hold: all of it can be written as arrays and sent to another process.
+Value = torch.Tensor | float | int | bool | str | None
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call: ``fn(*kwargs.values())``, made to test one property.
+
+    Args:
+        property: the property it tests, a key of `Exercise.properties`.
+        kwargs: arguments by name, in the order of the signature; tensors, numbers, bools, strings or None.
+    """
+
+    property: str
+    kwargs: Mapping[str, Value]
+
+    def __post_init__(self) -> None:
+        for name, value in self.kwargs.items():
+            if not isinstance(value, torch.Tensor | float | int | bool | str | None):
+                raise ValueError(
+                    f"kwargs[{name!r}]: expected a tensor, number, bool, str or None, got {type(value).__name__}"
+                )
+
+    def arguments(self, device: str = "cpu") -> dict[str, Value]:
+        """Fresh copies of the arguments, tensors on ``device``."""
+        return {
+            name: value.detach().clone().to(device) if isinstance(value, torch.Tensor) else value
+            for name, value in self.kwargs.items()
+        }
+
+
+@dataclass(frozen=True)
+class Output:
+    """One returned tensor. ``dtype`` is a torch dtype's name, or the name of the argument whose dtype it has."""
+
+    name: str
+    dtype: str
+
+    def expected_dtype(self, case: Case) -> torch.dtype:
+        like = case.kwargs.get(self.dtype)
+        return like.dtype if isinstance(like, torch.Tensor) else getattr(torch, self.dtype)
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Accept ``|got - want| <= atol + rtol * |want|``; ``why`` justifies the two numbers."""
+
+    rtol: float
+    atol: float
+    why: str
+
+    def allowed(self, want: torch.Tensor) -> torch.Tensor:
+        return self.atol + self.rtol * want.abs()
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A plausible wrong solution. ``hint`` names the mistake for a learner whose results equal the mutant's.
+
+    ``unwritten`` marks what an unfilled template computes: that is not a mistake yet.
+    """
+
+    name: str
+    fn: Callable[..., Any]
+    hint: str
+    unwritten: bool = False
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a result is not accepted. Holds sizes, indices, shapes and dtypes; never an expected value.
+
+    Args:
+        property: the property that does not hold.
+        kind: ``value``, ``nan``, ``shape``, ``dtype``, ``type``, ``none``, ``exception``, ``inputs``,
+            ``repeat`` or ``probe``.
+        compared: what was compared with what.
+        where: the first offending index, or the line of an exception.
+        size: how large the error is and how large it may be.
+    """
+
+    property: str
+    kind: str
+    compared: str
+    where: str = ""
+    size: str = ""
+
+    def lines(self) -> list[str]:
+        return [part for part in (self.compared, self.where, self.size) if part]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A property of *how* the result is computed, observed while ``fn`` runs in this process.
+
+    ``run(fn)`` returns None where the property holds, a sentence where it does not, and raises `NotMeasured`
+    where this machine cannot tell.
+    """
+
+    name: str
+    run: Callable[[Callable[..., Any]], str | None]
+    hint: str
+
+
+class NotMeasured(Exception):
+    """A probe cannot observe its property on this machine; the message says why."""
+
+
+def _cpu() -> str:
+    return "cpu"
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One blank of a lab.
+
+    Args:
+        id: ``part/slug/name``.
+        title: what is to be written, in a few words.
+        signature: how the function is called and what it returns, for messages.
+        outputs: the returned tensors in order.
+        make_inputs: draws the cases from a NumPy generator, so that a grader can use seeds of its own.
+        reference: the mathematics in float64; takes a case's arguments by name, returns a tuple of tensors.
+        solution: a model solution with the exercise's signature, as a learner would write it.
+        properties: what is checked, by name, each with the generic hint for when it fails.
+        tolerance: for all properties but those in ``loose``.
+        mutants: known wrong solutions; each must be rejected (the tests prove it).
+        hints: rungs, from a nudge to nearly the code.
+        loose: properties with a tolerance of their own.
+        probes: properties of how the result is computed.
+        device: where the function's tensors must live; the CPU unless a kernel needs a GPU.
+        source: the code to show when a learner asks for the solution; by default that of ``solution``.
+    """
+
+    id: str
+    title: str
+    signature: str
+    outputs: tuple[Output, ...]
+    make_inputs: Callable[[np.random.Generator], list[Case]]
+    reference: Callable[..., tuple[torch.Tensor, ...]]
+    solution: Callable[..., Any]
+    properties: Mapping[str, str]
+    tolerance: Tolerance
+    mutants: tuple[Mutant, ...]
+    hints: tuple[str, ...]
+    loose: Mapping[str, Tolerance] = field(default_factory=dict)
+    probes: tuple[Probe, ...] = ()
+    device: Callable[[], str] = _cpu
+    source: Callable[[], str] | None = None
+
+    def want(self, case: Case) -> tuple[torch.Tensor, ...]:
+        """The float64 reference on a case."""
+        wide = {
+            name: value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+            for name, value in case.kwargs.items()
+        }
+        return self.reference(**wide)
+
+    def tolerance_of(self, case: Case) -> Tolerance:
+        return self.loose.get(case.property, self.tolerance)
+
+    def compare(self, got: Any, want: tuple[torch.Tensor, ...], case: Case) -> Failure | None:
+        """Judge what a solution returned on ``case``; None where it is accepted.
+
+        ``got`` is whatever came back: any object is dealt with. Expects ``want`` from `want`.
+        """
+
+        def fail(kind: str, compared: str, where: str = "", size: str = "") -> Failure:
+            return Failure(case.property, kind, compared, where, size)
+
+        names = ", ".join(o.name for o in self.outputs)
+        if got is None:
+            return fail("none", f"the function returned None; expected {names}")
+        results = got if isinstance(got, tuple | list) else (got,)
+        if len(results) != len(self.outputs):
+            what = f"{len(results)} values" if isinstance(got, tuple | list) else f"one {type(got).__name__}"
+            return fail("type", f"the function returned {what}; expected {len(self.outputs)}: {names}")
+        for output, x, ref in zip(self.outputs, results, want):
+            if not isinstance(x, torch.Tensor):
+                return fail("type", f"{output.name} is a {type(x).__name__}; expected a torch.Tensor")
+            if x.shape != ref.shape:
+                return fail("shape", f"{output.name} has shape {tuple(x.shape)}; expected {tuple(ref.shape)}")
+            expected = output.expected_dtype(case)
+            if x.dtype != expected:
+                return fail("dtype", f"{output.name} has dtype {_short(x.dtype)}; expected {_short(expected)}")
+            wrong = self._wrong_values(output.name, x.detach().cpu().double(), ref, case)
+            if wrong is not None:
+                return wrong
+        return None
+
+    def _wrong_values(self, name: str, x: torch.Tensor, want: torch.Tensor, case: Case) -> Failure | None:
+        allowed = self.tolerance_of(case).allowed(want)
+        # nan_to_num: where both are infinite the difference is NaN, and `equal` decides.
+        error = (x - want).abs().nan_to_num(nan=float("inf"))
+        bad = ~((x == want) | ((error <= allowed) & x.isfinite() & want.isfinite()))
+        if not bad.any():
+            return None
+        index = tuple(int(i) for i in bad.nonzero()[0])
+        first = f"{name}[{', '.join(map(str, index))}]" if index else name
+        where = f"first at {first}; {int(bad.sum())} of {bad.numel()} entries, shape {tuple(x.shape)}"
+        compared = f"{name} against the float64 reference"
+        lost = x.isnan()
+        if lost.any():
+            return Failure(case.property, "nan", compared, where, f"{int(lost.sum())} entries are NaN")
+        finite = bad & x.isfinite() & want.isfinite()
+        if not finite.any():
+            return Failure(
+                case.property, "value", compared, where, "infinite on one side, finite on the other"
+            )
+        worst = int(torch.where(finite, error - allowed, -torch.inf).argmax())
+        size = (
+            f"off by {float(error.flatten()[worst]):.1e} at worst; {float(allowed.flatten()[worst]):.1e} allowed"
+        )
+        return Failure(case.property, "value", compared, where, size)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

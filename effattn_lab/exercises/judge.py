@@ -1,0 +1,206 @@
+"""Run a learner's function on the cases of an exercise and find out what went wrong.
+
+``run`` executes code in this process, for self-checks. A grader runs it elsewhere and hands the arrays that came
+back to `Exercise.compare`; `diagnose` serves both.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import linecache
+import textwrap
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from effattn_lab.exercises.core import Case, Exercise, Failure, Mutant, Value
+
+UNTOUCHED = "inputs untouched"
+REPEATABLE = "same inputs, same result"
+#: Checked for every exercise, beside its own properties.
+COMMON = {
+    UNTOUCHED: "An operation that ends in _ (add_, masked_fill_), an augmented assignment such as `x *= a`, or "
+    "an indexed assignment changes the caller's tensor. Write `x = x * a`, or clone first.",
+    REPEATABLE: "The same call gave two different results: torch.empty that is not filled everywhere, a random "
+    "number, or something kept in a global variable between calls.",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One call of a learner's function: what came back, or why nothing did, and the arguments afterwards."""
+
+    case: Case
+    value: Any
+    error: Failure | None
+    arguments: dict[str, Value]
+
+
+@contextmanager
+def _poisoned() -> Iterator[None]:
+    """Fill what torch.empty returns with NaN, so that entries nobody wrote are seen."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def run(fn: Callable[..., Any], case: Case, device: str = "cpu") -> Run:
+    """Call ``fn`` on fresh copies of the case's arguments; its exceptions become a `Failure`."""
+    arguments = case.arguments(device)
+    try:
+        with _poisoned():
+            value = fn(*arguments.values())
+    except (Exception, SystemExit) as error:
+        text = str(error).strip().splitlines() or [""]
+        message = f"{type(error).__name__}: {text[0][:160]}"
+        return Run(case, None, Failure(case.property, "exception", message, _line_of(fn, error)), arguments)
+    return Run(case, value, None, arguments)
+
+
+def _line_of(fn: Callable[..., Any], error: BaseException) -> str:
+    """The learner's own line that an exception came through, quoted."""
+    code = getattr(fn, "__code__", None)
+    own = code.co_filename if code else None
+    found: tuple[str, int] | None = None
+    tb: TracebackType | None = error.__traceback__
+    while tb is not None:
+        filename = tb.tb_frame.f_code.co_filename
+        if filename == own:
+            found = filename, tb.tb_lineno
+        tb = tb.tb_next
+    if found is None:
+        return "raised while calling the function: does it take these arguments, in this order?"
+    return f"at the line: {linecache.getline(*found).strip() or f'number {found[1]}'}"
+
+
+def unwritten(fn: Callable[..., Any], runs: list[Run]) -> bool:
+    """True where the blank was not filled: a ``...`` is left in the code, or nothing comes back."""
+    first = runs[0]
+    if first.error is None:
+        parts = first.value if isinstance(first.value, tuple | list) else (first.value,)
+        return all(p is None or p is Ellipsis for p in parts)
+    return first.error.kind == "exception" and _has_blank(fn)
+
+
+def _has_blank(fn: Callable[..., Any]) -> bool:
+    """Does the source hold ``...`` where a value should be? (``x[..., None]`` is no blank.)"""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(fn)))
+    except (OSError, TypeError, SyntaxError):
+        return False
+    return any(
+        isinstance(node, ast.Expr | ast.Assign | ast.Return)
+        and isinstance(node.value, ast.Constant)
+        and node.value.value is Ellipsis
+        for node in ast.walk(tree)
+    )
+
+
+def touched(r: Run) -> Failure | None:
+    """Were arguments changed in place, or handed back as results?"""
+    for name, before in r.case.kwargs.items():
+        after = r.arguments[name]
+        if isinstance(before, torch.Tensor) and isinstance(after, torch.Tensor) and not _same(before, after.cpu()):
+            return Failure(UNTOUCHED, "inputs", f"the argument {name} was changed in place")
+    owners = {
+        x.untyped_storage().data_ptr(): n for n, x in r.arguments.items() if isinstance(x, torch.Tensor) and x.numel()
+    }
+    for x in r.value if isinstance(r.value, tuple | list) else (r.value,):
+        if isinstance(x, torch.Tensor) and x.numel() and x.untyped_storage().data_ptr() in owners:
+            owner = owners[x.untyped_storage().data_ptr()]
+            return Failure(UNTOUCHED, "inputs", f"a result shares its memory with the argument {owner}")
+    return None
+
+
+def repeated(first: Run, second: Run) -> Failure | None:
+    """Did the same call give the same bits twice?"""
+    if first.error is not None or second.error is not None:
+        return None
+    for a, b in zip(_tensors(first.value), _tensors(second.value)):
+        if a.shape != b.shape or not _same(a.cpu(), b.cpu()):
+            return Failure(REPEATABLE, "repeat", "two calls with the same inputs differ")
+    return None
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    parts = value if isinstance(value, tuple | list) else (value,)
+    return [p.detach() for p in parts if isinstance(p, torch.Tensor)]
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The registered mistake that reproduces a learner's numbers; ``explains`` of ``failing`` cases."""
+
+    mutant: Mutant
+    explains: int
+    failing: int
+
+
+def diagnose(exercise: Exercise, values: list[tuple[Case, Any, Failure | None]]) -> Diagnosis | None:
+    """Look for the mutant whose results equal the learner's.
+
+    Args:
+        exercise: the exercise.
+        values: for each case, what the learner's function returned and how that was judged.
+
+    Returns:
+        the mutant that reproduces the most failing cases, passing cases breaking a tie; None where none
+        reproduces any.
+    """
+    failing = [(c, v) for c, v, f in values if f is not None and f.kind in ("value", "nan")]
+    passing = [(c, v) for c, v, f in values if f is None]
+    candidates: list[Mutant] = []
+    start = 0
+    # The first failing case that any mutant reproduces narrows the list; later cases narrow it further.
+    for start, (case, value) in enumerate(failing[:3]):
+        candidates = [m for m in exercise.mutants if _reproduces(exercise, m, case, value)]
+        if candidates:
+            break
+    if not candidates:
+        return None
+    explains = {m.name: 1 for m in candidates}
+    for case, value in failing[start + 1 :]:
+        for m in candidates:
+            explains[m.name] += _reproduces(exercise, m, case, value)
+    most = max(explains.values())
+    candidates = [m for m in candidates if explains[m.name] == most]
+    for case, value in passing:
+        if len(candidates) == 1:
+            break
+        candidates = [m for m in candidates if _reproduces(exercise, m, case, value)] or candidates
+    return Diagnosis(candidates[0], most, len(failing))
+
+
+def _reproduces(exercise: Exercise, mutant: Mutant, case: Case, value: Any) -> bool:
+    """Equal within rounding: another order of the same wrong operations must still match."""
+    r = run(mutant.fn, case, exercise.device())
+    mine, theirs = _tensors(value), _tensors(r.value)
+    if r.error is not None or len(mine) != len(theirs):
+        return False
+    tolerance = exercise.tolerance_of(case)
+    for a, b in zip(mine, theirs):
+        if a.shape != b.shape:
+            return False
+        x, y = a.cpu().double(), b.cpu().double()
+        finite = x.isfinite() & y.isfinite()
+        # Overflow may show as inf or as NaN, depending on the order of operations.
+        if not torch.equal(x.isfinite(), y.isfinite()):
+            return False
+        if ((x - y).abs() > 4 * tolerance.allowed(y))[finite].any():
+            return False
+    return True
