@@ -153,21 +153,21 @@ class TaxonomySystems(Taxonomy):
             first: list[nodes.Node] = [name]
             if notes:
                 first.append(nodes.paragraph("", "", nodes.emphasis(text=", ".join(notes))))
-            where = nodes.paragraph()
+            cuts = ", ".join(data["cuts"][c] for c in system["cuts"])
+            facts = nodes.paragraph(classes=["taxonomy-facts"])
+            facts += nodes.Text(f"Cuts {cuts}. " if cuts else "Cuts nothing by itself. ")
             if address is None:
-                where += nodes.Text("to come: ")
-                where += nodes.literal(text=system["room"])
+                facts += nodes.Text("Chapter to come: ")
+                facts += nodes.literal(text=system["room"])
             else:
-                where += link(address, "chapter")
-            source = nodes.paragraph()
+                facts += link(address, "Chapter")
+            facts += nodes.Text(". ")
             if "arxiv" in system:
-                source += link(f"https://arxiv.org/abs/{system['arxiv']}", f"arXiv:{system['arxiv']}")
+                facts += link(f"https://arxiv.org/abs/{system['arxiv']}", f"arXiv:{system['arxiv']}")
             else:
-                source += nodes.Text(system["venue"])
-            cuts = ", ".join(data["cuts"][c] for c in system["cuts"]) or "—"
-            rows.append([first, [nodes.paragraph(text=system["line"])], [nodes.paragraph(text=cuts)],
-                         [where, source]])
-        return [table(["System", "What it does", "What it cuts", "Where"], [18, 44, 20, 18], rows)]
+                facts += nodes.Text(system["venue"])
+            rows.append([first, [nodes.paragraph(text=system["line"]), facts]])
+        return [table(["System", "What it does"], [28, 72], rows)]
 
 
 class TaxonomyLeaves(Taxonomy):

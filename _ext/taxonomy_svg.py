@@ -33,7 +33,7 @@ class Style:
     pad: float = 12
 
 
-WIDE = Style(width=760, columns=3, name=15, text=12.5, chip=12.5, chip_height=25)
+WIDE = Style(width=690, columns=3, name=14.5, text=12.5, chip=12.5, chip_height=25, gap=12, pad=11)
 NARROW = Style(width=360, columns=1, name=17, text=14.5, chip=14.5, chip_height=32)
 
 

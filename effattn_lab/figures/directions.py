@@ -42,10 +42,11 @@ def delta_state_bytes(num_layers: int, num_heads: int = 32, key_dim: int = 128, 
 def steps(seqlen: int = SEQLEN) -> list[Step]:
     """The comparison at ``seqlen`` tokens, batch 1, 2-byte cache.
 
-    Shapes: Llama-3-8B 32 layers, 8 key-value heads of 128; DeepSeek-V3 61 layers, latent 512 + 64; Jamba 4 attention
-    layers of 32, Mamba state 8192 x 16; Qwen3-Next 12 full layers of 48 with 2 key-value heads of 256. Quest: pages
-    of 16 tokens, a budget of 4096 tokens in every layer; its minima and maxima take 1/16 of the cache.
-    StreamingLLM: 4 first tokens and 2044 recent ones.
+    Shapes: Llama-2-7B 32 layers, 32 key-value heads of 128 (made for 4,096 tokens); Llama-3-8B 8 such heads;
+    DeepSeek-V3 61 layers, latent 512 + 64; Jamba 4 attention layers of 32, 28 Mamba states of 8192 x 16;
+    Qwen3-Next 12 full layers of 48 with 2 key-value heads of 256. Quest: pages of 16 tokens, a budget of 4096
+    tokens in every layer; its minima and maxima take 1/16 of the cache. StreamingLLM: 4 first tokens and 2044
+    recent ones.
     """
     llama = kv_cache_bytes(32, 8, 128, seqlen)
     mla = mla_cache_bytes(61, 512, 64, seqlen)
@@ -54,9 +55,9 @@ def steps(seqlen: int = SEQLEN) -> list[Step]:
     window = kv_cache_bytes(32, 8, 128, min(seqlen, 2048))
     linear = delta_state_bytes(48)
     return [
-        Step("Llama-3-8B shape, 32 KV heads", "no leaf (MHA)", 4 * llama, 4 * llama),
-        Step("Llama-3-8B, 8 KV heads", "leaf 4.2 (GQA)", llama, llama),
-        Step("DeepSeek-V3", "leaf 4.2 (MLA)", mla, mla),
+        Step("Llama-2-7B shape, a KV head per query head", "no leaf", 4 * llama, 4 * llama),
+        Step("Llama-3-8B, 8 KV heads (GQA)", "leaf 4.2", llama, llama),
+        Step("DeepSeek-V3 (MLA)", "leaf 4.2", mla, mla),
         Step("Qwen3-Next, 12 of 48 attend", "leaf 6.1", qwen + qwen_state, qwen + 2 * qwen_state),
         Step("Jamba, 4 of 32 layers attend", "leaf 6.1", jamba + jamba_state, jamba + 2 * jamba_state),
         Step("Llama-3-8B with Quest", "leaf 3.3", llama * 17 / 16, llama * (1 / 16 + min(1.0, 4096 / seqlen))),
@@ -78,21 +79,23 @@ def decode_bytes_figure(seqlen: int = SEQLEN) -> Figure:
 
     style.use()
     rows = steps(seqlen)
-    fig, ax = plt.subplots(figsize=(style.WIDTH, 4.9))
+    fig, ax = plt.subplots(figsize=(5.6, 5.8))
+    left = 0.05
     for i, row in enumerate(rows):
-        ax.barh(i - 0.2, row.held / GIB, height=0.36, color="white", edgecolor=style.COLORS["memory"], hatch="////",
-                label="held in memory" if i == 0 else None)
-        ax.barh(i + 0.2, row.moved / GIB, height=0.36, color=style.COLORS["compute"],
-                label="moved for one token" if i == 0 else None)
-        ax.text(row.held / GIB * 1.12, i - 0.2, readable(row.held), va="center", fontsize=9.5)
-        ax.text(row.moved / GIB * 1.12, i + 0.2, readable(row.moved), va="center", fontsize=9.5)
-    ax.set_yticks(range(len(rows)), [f"{r.model}\n{r.leaf}" for r in rows], fontsize=10)
-    ax.invert_yaxis()
+        ax.text(left * 1.06, i - 0.33, f"{row.model} · {row.leaf}", va="center", fontsize=10.5)
+        for y, nbytes, held in ((i - 0.04, row.held, True), (i + 0.22, row.moved, False)):
+            look = {"color": "white", "edgecolor": style.COLORS["memory"], "hatch": "////"} if held else {
+                "color": style.COLORS["compute"]}
+            label = None if i else "held in memory" if held else "moved for one token"
+            ax.barh(y, nbytes / GIB - left, left=left, height=0.23, label=label, **look)
+            ax.text(nbytes / GIB * 1.1, y, readable(nbytes), va="center", fontsize=10)
+    ax.set_yticks([])
+    ax.set_ylim(len(rows) - 0.5, -0.6)
     ax.set_xscale("log")
-    ax.set_xlim(0.05, 300)
+    ax.set_xlim(left, 250)
     ax.set_xticks([0.1, 1, 10, 100], ["0.1", "1", "10", "100"])
     ax.set_xlabel(f"GiB for one sequence of {seqlen:,} tokens")
     ax.grid(axis="y", visible=False)
-    ax.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncol=2)
+    ax.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.99), ncol=2)
     fig.tight_layout()
     return fig

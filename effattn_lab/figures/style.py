@@ -67,9 +67,10 @@ HALF = 3.6
 def rc() -> dict[str, Any]:
     """Matplotlib settings of the book as a dictionary.
 
-    Sizes are chosen for a figure ``WIDTH`` = 7 in wide that a phone shows at 390 px: the smallest text
-    (10 pt) then stands about 8 px high. The background is white, not transparent, so that black axes stay
-    readable when the page is dark. SVG ids come from a fixed salt: the same figure gives the same bytes.
+    Sizes are chosen for figures at most ``WIDTH`` = 7 in wide. A phone of 390 px shows such a figure at 51 px
+    an inch, text of 10.5 pt about 7.5 px high: a figure full of small text should be narrower. The background
+    is white, not transparent, so that black axes stay readable when the page is dark. SVG ids come from a
+    fixed salt: the same figure gives the same bytes.
     """
     from cycler import cycler
 
