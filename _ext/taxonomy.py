@@ -42,7 +42,9 @@ def load_map(path: Path) -> dict[str, Any]:
         if system["direction"] not in leaves:
             raise ValueError(f"{where}: direction {system['direction']!r} is none of {sorted(leaves)}")
         if leaves[system["direction"]] and system.get("leaf") not in leaves[system["direction"]]:
-            raise ValueError(f"{where}: leaf {system.get('leaf')!r} is not in direction {system['direction']!r}")
+            raise ValueError(
+                f"{where}: leaf {system.get('leaf')!r} is not in direction {system['direction']!r}"
+            )
         if unknown := set(system["cuts"]) - set(data["cuts"]):
             raise ValueError(f"{where}: cuts {sorted(unknown)} are none of {sorted(data['cuts'])}")
         if system["placed"] not in ("survey", "book"):
@@ -112,8 +114,10 @@ class TaxonomyMap(Taxonomy):
         number = self.env.new_serialno("taxonomy-map")
         wide = taxonomy_svg.draw(data, taxonomy_svg.WIDE, links, f"etm-wide-{number}")
         narrow = taxonomy_svg.draw(data, taxonomy_svg.NARROW, links, f"etm-narrow-{number}")
-        markup = (f'<nav class="etm" aria-label="Map of the book"><div class="etm-wide">{wide}</div>'
-                  f'<div class="etm-narrow">{narrow}</div></nav>')
+        markup = (
+            f'<nav class="etm" aria-label="Map of the book"><div class="etm-wide">{wide}</div>'
+            f'<div class="etm-narrow">{narrow}</div></nav>'
+        )
         return [nodes.raw("", markup, format="html")]
 
 
@@ -145,8 +149,13 @@ class TaxonomySystems(Taxonomy):
             if system["direction"] != direction["id"]:
                 continue
             address = links.address(chapter_of(system))
-            name = nodes.paragraph("", "", nodes.strong("", "", link(address, system["name"])),
-                                   ids=[f"sys-{system['id']}"], classes=["taxonomy-name"])
+            name = nodes.paragraph(
+                "",
+                "",
+                nodes.strong("", "", link(address, system["name"])),
+                ids=[f"sys-{system['id']}"],
+                classes=["taxonomy-name"],
+            )
             notes = [system["leaf"]] if "leaf" in system else []
             if system["placed"] == "book" and "section" in direction:
                 notes.append("placed by this book")
@@ -177,9 +186,18 @@ class TaxonomyLeaves(Taxonomy):
 
     def run(self) -> list[nodes.Node]:
         data, _ = self.load()
-        items = [nodes.list_item("", nodes.paragraph("", "", nodes.strong(text=f"{leaf['id']} {leaf['name']}: "),
-                                                     nodes.Text(", ".join(leaf["members"]) + ".")))
-                 for leaf in self.direction(data)["leaves"]]
+        items = [
+            nodes.list_item(
+                "",
+                nodes.paragraph(
+                    "",
+                    "",
+                    nodes.strong(text=f"{leaf['id']} {leaf['name']}: "),
+                    nodes.Text(", ".join(leaf["members"]) + "."),
+                ),
+            )
+            for leaf in self.direction(data)["leaves"]
+        ]
         return [nodes.bullet_list("", *items)]
 
 
@@ -199,8 +217,9 @@ class TaxonomyCuts(Taxonomy):
         return [table(["Cost", "Cut by"], [25, 75], rows)]
 
 
-def outdated(app: Sphinx, env: BuildEnvironment, added: set[str], changed: set[str],
-             removed: set[str]) -> list[str]:
+def outdated(
+    app: Sphinx, env: BuildEnvironment, added: set[str], changed: set[str], removed: set[str]
+) -> list[str]:
     """Pages with the map are read again when a document comes or goes."""
     if not added and not removed:
         return []

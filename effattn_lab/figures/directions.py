@@ -33,8 +33,9 @@ class Step:
     moved: float
 
 
-def delta_state_bytes(num_layers: int, num_heads: int = 32, key_dim: int = 128, value_dim: int = 128,
-                      itemsize: int = 4) -> int:
+def delta_state_bytes(
+    num_layers: int, num_heads: int = 32, key_dim: int = 128, value_dim: int = 128, itemsize: int = 4
+) -> int:
     """Bytes of the matrix states of Gated DeltaNet layers, in fp32 as the released Qwen3-Next code keeps them."""
     return num_layers * num_heads * key_dim * value_dim * itemsize
 
@@ -60,7 +61,9 @@ def steps(seqlen: int = SEQLEN) -> list[Step]:
         Step("DeepSeek-V3 (MLA)", "leaf 4.2", mla, mla),
         Step("Qwen3-Next, 12 of 48 attend", "leaf 6.1", qwen + qwen_state, qwen + 2 * qwen_state),
         Step("Jamba, 4 of 32 layers attend", "leaf 6.1", jamba + jamba_state, jamba + 2 * jamba_state),
-        Step("Llama-3-8B with Quest", "leaf 3.3", llama * 17 / 16, llama * (1 / 16 + min(1.0, 4096 / seqlen))),
+        Step(
+            "Llama-3-8B with Quest", "leaf 3.3", llama * 17 / 16, llama * (1 / 16 + min(1.0, 4096 / seqlen))
+        ),
         Step("Llama-3-8B with StreamingLLM", "leaf 3.3", window, window),
         Step("48 Gated DeltaNet layers", "leaf 2.1", linear, 2 * linear),
     ]
@@ -84,8 +87,11 @@ def decode_bytes_figure(seqlen: int = SEQLEN) -> Figure:
     for i, row in enumerate(rows):
         ax.text(left * 1.06, i - 0.33, f"{row.model} · {row.leaf}", va="center", fontsize=10.5)
         for y, nbytes, held in ((i - 0.04, row.held, True), (i + 0.22, row.moved, False)):
-            look = {"color": "white", "edgecolor": style.COLORS["memory"], "hatch": "////"} if held else {
-                "color": style.COLORS["compute"]}
+            look = (
+                {"color": "white", "edgecolor": style.COLORS["memory"], "hatch": "////"}
+                if held
+                else {"color": style.COLORS["compute"]}
+            )
             label = None if i else "held in memory" if held else "moved for one token"
             ax.barh(y, nbytes / GIB - left, left=left, height=0.23, label=label, **look)
             ax.text(nbytes / GIB * 1.1, y, readable(nbytes), va="center", fontsize=10)

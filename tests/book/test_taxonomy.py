@@ -17,17 +17,52 @@ SVG = "{http://www.w3.org/2000/svg}"
 # Every system and method that the five summaries name, by name or alias on the map.
 NAMED = [
     # overview of efficient transformers
-    "ZeroS", "Elastic Attention", "FAL", "FAL+", "EcoSpa", "AGFT", "WAIT", "Nested WAIT", "Hydra Ensembles",
-    "Deep Ensembles", "vLLM", "Sarathi", "Linear attention", "FlashAttention", "KV cache optimisation", "GQA", "MQA",
-    "Mamba", "SSM", "Tensor parallelism",
+    "ZeroS",
+    "Elastic Attention",
+    "FAL",
+    "FAL+",
+    "EcoSpa",
+    "AGFT",
+    "WAIT",
+    "Nested WAIT",
+    "Hydra Ensembles",
+    "Deep Ensembles",
+    "vLLM",
+    "Sarathi",
+    "Linear attention",
+    "FlashAttention",
+    "KV cache optimisation",
+    "GQA",
+    "MQA",
+    "Mamba",
+    "SSM",
+    "Tensor parallelism",
     # Elastic Attention
-    "Retrieval heads", "MoBA", "NSA", "XAttention", "SSA",
+    "Retrieval heads",
+    "MoBA",
+    "NSA",
+    "XAttention",
+    "SSA",
     # the survey
-    "Linear RNN", "State space model", "Longformer", "MoE", "Jamba", "Diffusion LLM", "CV", "Audio",
+    "Linear RNN",
+    "State space model",
+    "Longformer",
+    "MoE",
+    "Jamba",
+    "Diffusion LLM",
+    "CV",
+    "Audio",
     # linearized LLMs
-    "Linearized LLM", "Speculative sampling", "Grouped linear attention", "Linformer", "LongNet",
+    "Linearized LLM",
+    "Speculative sampling",
+    "Grouped linear attention",
+    "Linformer",
+    "LongNet",
     # Adamas
-    "Adamas", "StreamingLLM", "Quest", "FlashInfer",
+    "Adamas",
+    "StreamingLLM",
+    "Quest",
+    "FlashInfer",
 ]
 
 # The chapters of the whole book, written or to come.
@@ -97,7 +132,14 @@ def test_directions_follow_the_survey() -> None:
     sections = [d["section"] for d in DATA["directions"] if "section" in d]
     assert sections == [2, 3, 4, 5, 6, 7, 8]
     assert [d["id"] for d in DATA["directions"]][:7] == [
-        "linear", "sparse", "full", "moe", "hybrid", "diffusion", "modalities"]
+        "linear",
+        "sparse",
+        "full",
+        "moe",
+        "hybrid",
+        "diffusion",
+        "modalities",
+    ]
     for direction in DATA["directions"]:
         for leaf in direction.get("leaves", []):
             assert leaf["id"].startswith(f"{direction['section']}.")
@@ -149,13 +191,16 @@ def test_map_without_its_chapter_has_no_links() -> None:
     assert tree.findall(f".//{SVG}a") == []
 
 
-@pytest.mark.parametrize(("change", "complaint"), [
-    ({"direction": "nowhere"}, "direction 'nowhere'"),
-    ({"leaf": "9.9"}, "leaf '9.9'"),
-    ({"cuts": ["weight"]}, "weight"),
-    ({"placed": "anyone"}, "placed"),
-    ({"id": "flash"}, "twice"),
-])
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"direction": "nowhere"}, "direction 'nowhere'"),
+        ({"leaf": "9.9"}, "leaf '9.9'"),
+        ({"cuts": ["weight"]}, "weight"),
+        ({"placed": "anyone"}, "placed"),
+        ({"id": "flash"}, "twice"),
+    ],
+)
 def test_mistakes_in_the_file_are_named(change: dict[str, Any], complaint: str, tmp_path: Path) -> None:
     yaml = pytest.importorskip("yaml")
     wrong = {**SYSTEMS["quest"], **change}
