@@ -135,9 +135,9 @@ def _evidence(number: Number) -> str:
     unit = f" {number.unit}" if number.unit else ""
     text = f"**{_digits(number.value)}{unit}**: {number.claim}"
     if number.expr:
-        text += f", computed: `{number.expr}`"
+        text += f", from `{number.expr}`"
     if number.source:
-        text += f", {'from figures of' if number.expr else 'reported by'} {{cite:t}}`{number.source}`"
+        text += f", {'figures of' if number.expr else 'reported by'} {{cite:t}}`{number.source}`"
     return text
 
 

@@ -60,7 +60,7 @@
         words: this.search(fields),
       };
       const row = this.add(fields, "div");
-      row.className = "row";
+      row.className = "interview-row";
       this.status = this.add(row, "p");
       this.status.setAttribute("role", "status");
       this.status.setAttribute("aria-live", "polite");
@@ -87,7 +87,7 @@
 
     search(parent) {
       const label = this.add(parent, "label", "Words in question or answer");
-      label.className = "wide";
+      label.className = "interview-wide";
       const control = this.add(label, "input");
       control.type = "search";
       control.autocomplete = "off";
