@@ -60,7 +60,7 @@
     color:var(--pst-color-text-base,#222); font-size:.95rem }
   roofline-calculator fieldset { border:0; padding:0; margin:0 0 .7rem; min-width:0; display:grid; gap:.5rem .8rem;
     grid-template-columns:repeat(auto-fit,minmax(128px,1fr)) }
-  roofline-calculator legend { font-weight:600; font-size:1em; margin-bottom:.3rem; padding:0 }
+  roofline-calculator legend { font-weight:600; font-size:1em; margin:0; padding:0; float:none; width:100%; grid-column:1/-1 }
   roofline-calculator [hidden] { display:none !important }
   roofline-calculator label { display:block; font-size:.88em; margin:0 0 .15rem; color:var(--pst-color-text-base,#222) }
   roofline-calculator :is(input,select) { font:inherit; font-size:1rem; color:inherit; background:var(--pst-color-surface,#f4f4f4); width:100%;
@@ -70,8 +70,8 @@
   roofline-calculator .rc-say { margin:.2rem 0 .7rem; font-size:1.02em }
   roofline-calculator .rc-out { display:flex; flex-wrap:wrap; gap:1rem; align-items:flex-start }
   roofline-calculator svg { flex:1 1 300px; max-width:480px; width:100%; height:auto }
-  roofline-calculator .rc-scroll { flex:1 1 290px; min-width:0; overflow-x:auto }
-  roofline-calculator table { border-collapse:collapse; width:100%; margin:0 0 .6rem; font-variant-numeric:tabular-nums; font-size:.9em }
+  roofline-calculator .rc-scroll { flex:1 1 250px; min-width:0; overflow-x:auto }
+  roofline-calculator table { border-collapse:collapse; width:100%; margin:0 0 .6rem; font-variant-numeric:tabular-nums; font-size:.92em }
   roofline-calculator :is(th,td) { padding:.25rem .4rem; text-align:right; border-bottom:1px solid var(--pst-color-border,#ccc); white-space:nowrap }
   roofline-calculator th[scope=row] { text-align:left }
   roofline-calculator caption { caption-side:top; text-align:left; color:inherit; font-weight:600; padding:0 0 .2rem }
@@ -100,7 +100,7 @@
       this.innerHTML = `<fieldset><legend>Roofline calculator</legend>
         ${select("model", "Model", models.map((m, i) => option(i, m.name)).join("") + option("custom", "Your own…"))}
         ${select("gpu", "GPU", gpus.map((g, i) => option(i, g.name)).join(""))}
-        ${select("phase", "Phase", option("decode", "decode: one token") + option("prefill", "prefill: N tokens"))}
+        ${select("phase", "Phase", option("decode", "decode") + option("prefill", "prefill"))}
         ${number("seqlen", "Length N (tokens)", 8192)}${number("batch", "Sequences B", 1)}
         ${select("weight_itemsize", "Weights", option(2, "16 bits") + option(1, "8 bits") + option(0.5, "4 bits") + option(4, "32 bits"))}
         ${select("cache_itemsize", "KV cache", option(2, "16 bits") + option(1, "8 bits") + option(4, "32 bits"))}
@@ -147,11 +147,11 @@
         `at least ${si(e.time_s, "s")}${value.phase === "decode" ? " a step" : ""}, at most ${num(e.tokens_per_s)} tokens/s. ` +
         `${Math.round(100 * wait)} % of that time waits for memory. Weights and cache take ${si(need, "B")} of ${gpu.memory_gb} GB: ` +
         (e.fits ? "they fit." : "they do not fit.");
-      const row = (name, x) => `<tr><th scope="row">${name}</th><td>${si(x.flops, "FLOP")}</td><td>${si(x.nbytes, "B")}</td>` +
-        `<td>${num(x.intensity)}</td><td>${si(x.time_s, "s")}</td><td>${x.bound}</td></tr>`;
-      this.querySelector(".rc-scroll").innerHTML = `<table><caption>Work of the step</caption><thead><tr><th scope="col">Part</th>
-        <th scope="col">FLOPs</th><th scope="col">Bytes</th><th scope="col">FLOP/B</th><th scope="col">Time</th><th scope="col">Bound</th></tr></thead>
-        <tbody>${row("Dense ●", e.dense)}${row("Attention ◆", e.attention)}</tbody></table>
+      const row = (name, show) => `<tr><th scope="row">${name}</th><td>${show(e.dense)}</td><td>${show(e.attention)}</td></tr>`;
+      this.querySelector(".rc-scroll").innerHTML = `<table><caption>Work of the step</caption><thead><tr><td></td>
+        <th scope="col">Dense ●</th><th scope="col">Attention ◆</th></tr></thead><tbody>
+        ${row("FLOPs", (x) => si(x.flops, "FLOP"))}${row("Bytes moved", (x) => si(x.nbytes, "B"))}${row("FLOP/byte", (x) => num(x.intensity))}
+        ${row("Least time", (x) => si(x.time_s, "s"))}${row("Bound by", (x) => x.bound)}</tbody></table>
         <table><caption>Memory</caption><tbody><tr><th scope="row">Weights</th><td>${si(e.weights_bytes, "B")}</td></tr>
         <tr><th scope="row">KV cache</th><td>${si(e.kv_cache_bytes, "B")} = ${num(e.kv_cache_bytes / 2 ** 30)} GiB</td></tr>
         <tr><th scope="row">GPU</th><td>${gpu.memory_gb} GB</td></tr></tbody></table>`;

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from effattn_lab.figures import style
-from effattn_lab.figures.style import COLORS, PALETTE, WIDTH
+from effattn_lab.figures.style import COLORS, PALETTE
 from effattn_lab.foundations import cost_model as cost
 from effattn_lab.foundations.attention import visible
 from effattn_lab.foundations.presets import MODELS, crossover_length
@@ -18,6 +18,9 @@ from effattn_lab.measure.roofline import GPUS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+#: Inches. Narrower than the text column: a phone shows the picture at 340 px, and text shrinks with it.
+WIDTH = 5.6
 
 
 def _cells(ax: Axes, values: np.ndarray, title: str, color: str, fmt: str = "{:.2f}") -> None:
@@ -50,10 +53,10 @@ def one_query(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Figure:
     probs = torch.softmax(scores, dim=-1)
     out = probs @ v[0, 0]
     widths = [scores.shape[1], probs.shape[1], out.shape[1]]
-    fig, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.5), width_ratios=widths, layout="constrained")
-    _cells(axes[0], scores.numpy(), r"scores $S=QK^\top\!/\sqrt{D}$", COLORS["score"])
-    _cells(axes[1], probs.numpy(), r"weights $P=\mathrm{softmax}(S)$", COLORS["query"])
-    _cells(axes[2], out.numpy(), r"output $O=PV$", COLORS["output"])
+    fig, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.4), width_ratios=widths, layout="constrained")
+    _cells(axes[0], scores.numpy(), "scores\n$S=QK^\\top/\\sqrt{D}$", COLORS["score"])
+    _cells(axes[1], probs.numpy(), "weights\n$P=\\mathrm{softmax}(S)$", COLORS["query"])
+    _cells(axes[2], out.numpy(), "output\n$O=PV$", COLORS["output"])
     for ax, label in ((axes[0], "key $j$"), (axes[1], "key $j$"), (axes[2], "channel")):
         ax.set_xlabel(label)
     axes[0].set_ylabel("query $i$")
@@ -107,10 +110,10 @@ def offset_masks(seqlen_q: int = 2, seqlen_k: int = 6) -> Figure:
     right = visible(seqlen_q, seqlen_k, causal=True).numpy()
     left = np.tril(np.ones((seqlen_q, seqlen_k), dtype=bool))
     fig, axes = plt.subplots(1, 2, figsize=(WIDTH, 2.1), layout="constrained")
-    _mask(axes[0], right, "bottom-right: whole past", good=True)
-    _mask(axes[1], left, "top-left: past lost", good=False)
+    _mask(axes[0], right, "bottom-right", good=True)
+    _mask(axes[1], left, "top-left", good=False)
     for ax in axes:
-        ax.set_xlabel("key $j$ (position in the sequence)")
+        ax.set_xlabel("key $j$")
     axes[0].set_yticks(
         np.arange(seqlen_q) + 0.5, labels=[f"{i}  (at {i + seqlen_k - seqlen_q})" for i in range(seqlen_q)]
     )

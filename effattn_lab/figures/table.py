@@ -36,9 +36,11 @@ class Table:
             + "</tr>"
             for first, *rest in self.rows
         )
+        # "dataframe" is the class that the theme recolours in dark mode.
         return (
-            f'<div style="overflow-x:auto" tabindex="0" role="region" aria-label="{label}"><table class="table">'
-            f'<caption style="caption-side:top">{html.escape(self.caption)}</caption>'
+            f'<div style="overflow-x:auto" tabindex="0" role="region" aria-label="{label}">'
+            '<table class="table dataframe">'
+            f'<caption style="caption-side:top;text-align:left">{html.escape(self.caption)}</caption>'
             f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         )
 
