@@ -20,7 +20,9 @@ from typing import Any
 
 # Mnemonics of matrix units: HMMA/IMMA/QMMA/OMMA (warp-wide), HGMMA and kin (Hopper, warp-group-wide),
 # UTCHMMA and kin (Blackwell, tensor memory).
-SASS_INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P[T0-9]\w*\s+)?([A-Z][A-Z0-9_]*)", re.MULTILINE)
+SASS_INSTRUCTION = re.compile(
+    r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P[T0-9]\w*\s+)?([A-Z][A-Z0-9_]*)", re.MULTILINE
+)
 SASS_TENSOR_CORE = re.compile(r"^(?:[HIQOD]G?MMA|UTC[A-Z]*MMA)$")
 AMD_INSTRUCTION = re.compile(r"^\s+([a-z][a-z0-9_]*_[a-z0-9_]+)\b", re.MULTILINE)
 AMD_TENSOR_CORE = re.compile(r"^v_(?:s?mfmac?|wmma|swmmac)_")
@@ -69,8 +71,12 @@ def measure_nvidia(cubin: bytes) -> dict[str, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        usage = subprocess.run([cuobjdump, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-        sass = subprocess.run([cuobjdump, "-sass", file.name], capture_output=True, text=True, check=True).stdout
+        usage = subprocess.run(
+            [cuobjdump, "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+        sass = subprocess.run(
+            [cuobjdump, "-sass", file.name], capture_output=True, text=True, check=True
+        ).stdout
     registers = re.search(r"REG:(\d+)", usage)
     stack = re.search(r"STACK:(\d+)", usage)
     if registers is None or stack is None:
@@ -92,7 +98,11 @@ def measure_amd(assembly: str) -> dict[str, int]:
         return int(found[1]) if found else 0
 
     code = assembly.split(".amdgpu_metadata")[0]
-    names = [name for name in AMD_INSTRUCTION.findall(code) if name[:2] in ("v_", "s_") or name.split("_")[0] in AMD_MEMORY]
+    names = [
+        name
+        for name in AMD_INSTRUCTION.findall(code)
+        if name[:2] in ("v_", "s_") or name.split("_")[0] in AMD_MEMORY
+    ]
     return {
         "registers": number("vgpr_count"),  # the unified file: accumulation registers are counted in
         "spill_bytes": number("private_segment_fixed_size"),  # scratch memory a lane
@@ -123,7 +133,11 @@ def compile_job(job: dict[str, Any]) -> dict[str, Any]:
     source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=attrs)
     options = {"num_warps": job["num_warps"], "num_stages": job["num_stages"]}
     compiled = triton.compile(source, target=GPUTarget(*job["target"]), options=options)
-    measured = measure_nvidia(compiled.asm["cubin"]) if "cubin" in compiled.asm else measure_amd(compiled.asm["amdgcn"])
+    measured = (
+        measure_nvidia(compiled.asm["cubin"])
+        if "cubin" in compiled.asm
+        else measure_amd(compiled.asm["amdgcn"])
+    )
     return {
         **measured,
         "shared_bytes": int(compiled.metadata.shared),

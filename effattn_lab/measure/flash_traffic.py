@@ -53,9 +53,11 @@ def dkdv_bytes(
     block_n: int,
     causal: bool = False,
 ) -> int:
-    """K, V read and dK, dV written once per *key* head; Q, dO, lse, delta re-read by every key tile that sees them."""
+    """K, V read and dK, dV written once per *key* head; Q, dO, lse, delta re-read by each key tile they see."""
     once = num_kv_heads * 4 * seqlen_k * head_dim * itemsize
-    streamed = num_heads * queries_read(seqlen_q, seqlen_k, block_m, block_n, causal) * (2 * itemsize * head_dim + 8)
+    streamed = (
+        num_heads * queries_read(seqlen_q, seqlen_k, block_m, block_n, causal) * (2 * itemsize * head_dim + 8)
+    )
     return batch * (once + streamed)
 
 
@@ -111,7 +113,11 @@ def rows(
         generator = torch.Generator().manual_seed(0)
 
         def draw(heads: int, length: int) -> torch.Tensor:
-            return torch.randn(batch, heads, length, head_dim, generator=generator).to(names[dtype]).requires_grad_()
+            return (
+                torch.randn(batch, heads, length, head_dim, generator=generator)
+                .to(names[dtype])
+                .requires_grad_()
+            )
 
         q, k, v = draw(num_heads, seqlen_q), draw(num_kv_heads, seqlen_k), draw(num_kv_heads, seqlen_k)
         flash_attention(q, k, v, causal=causal).sum().backward()

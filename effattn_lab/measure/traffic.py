@@ -181,7 +181,14 @@ def _install(builder: Any, executor: Any) -> None:
     executor.__call__ = launch
 
 
-_HOOKED = ("create_masked_load", "create_masked_store", "create_atomic_rmw", "create_atomic_cas", "create_dot", "set_grid_idx")
+_HOOKED = (
+    "create_masked_load",
+    "create_masked_store",
+    "create_atomic_rmw",
+    "create_atomic_cas",
+    "create_dot",
+    "set_grid_idx",
+)
 
 
 def _remove(builder: Any, executor: Any) -> None:

@@ -1,15 +1,19 @@
-"""Which tile each GPU gets: one table, chosen with the x-ray (`effattn xray flash`)."""
+"""Which tile each GPU gets: one table, chosen with the x-ray (``effattn xray flash``).
+
+A tile is chosen by what must hold and then by what is wanted. It must compile without spills, fit the shared memory that one block
+may take, and use the tensor cores where the GPU has them. Wanted is the largest one: a tile of
+BLOCK_M queries uses each key it loads BLOCK_M times, so traffic falls as BLOCK_M grows.
+"""
 
 from __future__ import annotations
 
-import os
 from typing import NamedTuple
 
 import torch
 
 
 class Tile(NamedTuple):
-    """``block_m`` queries by ``block_n`` keys, worked on by ``num_warps`` warps, ``num_stages`` loads in flight."""
+    """``block_m`` queries by ``block_n`` keys, for ``num_warps`` warps, with ``num_stages`` loads in flight."""
 
     block_m: int
     block_n: int
@@ -18,14 +22,116 @@ class Tile(NamedTuple):
 
 
 class Tiles(NamedTuple):
+    """Tiles of the three kernels that multiply matrices."""
+
     fwd: Tile
     dkdv: Tile
     dq: Tile
 
 
-_T = Tile
+def _row(*tiles: tuple[int, int, int, int]) -> Tiles:
+    return Tiles(*(Tile(*t) for t in tiles))
+
+
+# The preprocess kernel streams rows and multiplies nothing: any tile does. (BLOCK_M, unused, warps, stages)
 PREPROCESS = Tile(64, 0, 4, 1)
-_ROW = Tiles(_T(32,32,4,2),_T(32,32,4,2),_T(32,32,4,2))
-def pad_head_dim(d): return max(16, 1 << (d - 1).bit_length())
-def architecture(device): return "interpreter"
-def choose_tiles(d, dtype, arch): return _ROW
+
+# (architecture, bytes an element) -> {largest head dim: (fwd, dkdv, dq)}, each (BLOCK_M, BLOCK_N, warps, stages).
+#
+# T4 (sm75): Triton has no tensor-core path for it since 3.3, tl.dot becomes scalar FMAs, and every thread keeps whole rows of the
+# operands: large tiles spill kilobytes (3 KB a thread at 64 x 64, 4 warps), so its tiles are small.
+# fp32 (4 bytes) takes the same FMA path on every NVIDIA GPU, because its dots are IEEE; MI300X has fp32 matrix cores.
+TABLE: dict[tuple[str, int], dict[int, Tiles]] = {
+    ("interpreter", 2): {256: _row((32, 32, 4, 1), (32, 32, 4, 1), (32, 32, 4, 1))},
+    ("interpreter", 4): {256: _row((32, 32, 4, 1), (32, 32, 4, 1), (32, 32, 4, 1))},
+    ("sm75", 2): {
+        64: _row((64, 32, 8, 1), (32, 16, 8, 1), (32, 32, 8, 1)),
+        128: _row((16, 32, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
+        256: _row((16, 16, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
+    },
+    ("sm75", 4): {
+        64: _row((32, 32, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
+        256: _row((16, 16, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
+    },
+    ("sm80", 2): {
+        64: _row((128, 64, 4, 3), (64, 128, 8, 2), (128, 64, 8, 2)),
+        128: _row((128, 64, 8, 3), (64, 64, 8, 2), (64, 64, 8, 2)),
+        256: _row((64, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2)),
+    },
+    ("sm80", 4): {
+        64: _row((32, 32, 8, 2), (16, 16, 8, 2), (16, 16, 8, 2)),
+        256: _row((16, 16, 8, 2), (16, 16, 8, 1), (16, 16, 8, 1)),
+    },
+    ("sm89", 2): {
+        64: _row((128, 64, 4, 3), (64, 128, 8, 2), (128, 64, 8, 2)),
+        128: _row((128, 64, 8, 3), (64, 64, 8, 2), (64, 64, 8, 2)),
+        256: _row((64, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2)),
+    },
+    ("sm89", 4): {
+        64: _row((32, 32, 8, 2), (16, 16, 8, 2), (16, 16, 8, 2)),
+        256: _row((16, 16, 8, 2), (16, 16, 8, 1), (16, 16, 8, 1)),
+    },
+    ("sm90", 2): {
+        64: _row((128, 128, 8, 3), (64, 128, 8, 2), (128, 64, 8, 2)),
+        128: _row((128, 64, 8, 3), (32, 128, 8, 2), (128, 64, 8, 2)),
+        256: _row((64, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2)),
+    },
+    ("sm90", 4): {
+        64: _row((32, 32, 8, 2), (16, 16, 8, 2), (16, 16, 8, 2)),
+        256: _row((16, 16, 8, 2), (16, 16, 8, 1), (16, 16, 8, 1)),
+    },
+    ("sm100", 2): {
+        64: _row((128, 128, 8, 3), (64, 128, 8, 2), (128, 64, 8, 2)),
+        128: _row((128, 128, 8, 3), (64, 128, 8, 2), (128, 64, 8, 2)),
+        256: _row((64, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2)),
+    },
+    ("sm100", 4): {
+        64: _row((32, 32, 8, 2), (16, 16, 8, 2), (16, 16, 8, 2)),
+        256: _row((16, 16, 8, 2), (16, 16, 8, 1), (16, 16, 8, 1)),
+    },
+    ("sm120", 2): {
+        64: _row((128, 64, 8, 3), (32, 128, 8, 2), (128, 64, 8, 2)),
+        128: _row((128, 64, 8, 3), (64, 64, 8, 2), (64, 64, 8, 2)),
+        256: _row((64, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2)),
+    },
+    ("sm120", 4): {
+        64: _row((32, 32, 8, 2), (16, 16, 8, 2), (16, 16, 8, 2)),
+        256: _row((16, 16, 8, 2), (16, 16, 8, 1), (16, 16, 8, 1)),
+    },
+    ("gfx942", 2): {
+        64: _row((128, 64, 4, 2), (64, 64, 4, 1), (128, 64, 8, 2)),
+        128: _row((128, 64, 4, 2), (32, 64, 4, 1), (64, 64, 4, 1)),
+        256: _row((64, 32, 4, 1), (32, 32, 4, 1), (32, 32, 4, 1)),
+    },
+    ("gfx942", 4): {
+        64: _row((64, 32, 4, 1), (32, 32, 4, 1), (32, 32, 4, 1)),
+        256: _row((32, 32, 4, 1), (16, 32, 4, 1), (32, 16, 4, 1)),
+    },
+}
+
+# Architectures without a row of their own use the one with the same instructions and no more shared memory.
+_NEAREST = {"sm86": "sm89", "sm87": "sm80", "sm103": "sm100", "sm121": "sm120", "gfx90a": "gfx942", "gfx950": "gfx942"}
+
+
+def pad_head_dim(head_dim: int) -> int:
+    """Width of the tile: the next power of two, at least 16 (the least a ``tl.dot`` takes)."""
+    return max(16, 1 << (head_dim - 1).bit_length())
+
+
+def architecture(device: torch.device) -> str:
+    """Row of the table for a device: ``"interpreter"``, ``"sm90"``, ``"gfx942"``, ..."""
+    from . import MODE
+
+    if MODE != "compiled":
+        return "interpreter"
+    if torch.version.hip is not None:
+        return str(torch.cuda.get_device_properties(device).gcnArchName).split(":")[0]
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm{major}{minor}"
+
+
+def choose_tiles(head_dim: int, dtype: torch.dtype, arch: str) -> Tiles:
+    """The table's row. An architecture it doesn't know gets the cautious tiles of the T4, which run anywhere."""
+    arch = _NEAREST.get(arch, arch)
+    rows = TABLE.get((arch, dtype.itemsize)) or TABLE["sm75", dtype.itemsize]
+    return next(tiles for largest, tiles in sorted(rows.items()) if head_dim <= largest)
