@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -198,7 +199,7 @@ def causal_tiles(tiles: int = 8) -> Figure:
     left.tick_params(length=0)
     left.grid(False)
     left.legend(loc="lower left", bbox_to_anchor=(0, 1.0))
-    lengths = 2 ** np.arange(6, 15)
+    lengths = [2**p for p in range(6, 15)]
     for block, style in ((128, "o-"), (64, "s--")):
         share = [(tile_classes(n, n, block, 64) > 0).mean() for n in lengths]
         right.plot(lengths, share, style, label=f"{block} queries a tile")
@@ -218,7 +219,7 @@ def traffic_curves(head_dim: int = 128) -> Figure:
     lengths = [2**p for p in range(8, 18)]
     sizes = (1, 1, 1)
 
-    def mb(values: list[float]) -> list[float]:
+    def mb(values: Sequence[float]) -> list[float]:
         return [v / 1e6 for v in values]
 
     naive = [cost_model.naive_bytes(*sizes, n, n, head_dim) for n in lengths]
