@@ -39,7 +39,9 @@ class _Questions(SphinxDirective):
 
     def parse(self, markdown: str) -> list[nodes.Node]:
         box = nodes.Element()
-        self.state.nested_parse(StringList(markdown.splitlines(), source="interview"), self.content_offset, box)
+        self.state.nested_parse(
+            StringList(markdown.splitlines(), source="interview"), self.content_offset, box
+        )
         return box.children
 
     def summary(self, markdown: str, *before: nodes.Node) -> fold_summary:
@@ -69,7 +71,8 @@ class _Questions(SphinxDirective):
             text = _bullets(_evidence(number) for number in question.numbers)
             item += self.block("Where the numbers come from", "evidence", self.parse(text))
         if question.proof:
-            code = nodes.literal_block(question.proof, question.proof.rstrip(), language="python")
+            proof = question.proof.rstrip()
+            code = nodes.literal_block(proof, proof, language="python")  # coloured only if source equals text
             item += self.block("Proof to run", "proof", [code])
         item += nodes.container("", *self.parse(self.links(question)), classes=["interview-links"])
         return item

@@ -98,8 +98,11 @@ def _check(node: ast.AST, expr: str) -> None:
         raise ValueError(f"{expr!r}: {type(node).__name__} is not allowed in an expression")
     if isinstance(node, ast.Constant) and not isinstance(node.value, int | float | str):
         raise ValueError(f"{expr!r}: constant {node.value!r} is not allowed")
-    if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
-        raise ValueError(f"{expr!r}: attribute {node.attr!r} is not allowed")
+    if isinstance(node, ast.Attribute):
+        # Only math.x and TABLE["name"].x: text and numbers have methods that reach further.
+        of_math = isinstance(node.value, ast.Name) and node.value.id == "math"
+        if node.attr.startswith("_") or not (of_math or isinstance(node.value, ast.Subscript)):
+            raise ValueError(f"{expr!r}: attribute {node.attr!r} is not allowed")
     if isinstance(node, ast.keyword) and node.arg is None:
         raise ValueError(f"{expr!r}: ** in a call is not allowed")
 

@@ -1,0 +1,182 @@
+"""A wrong bank file gives an error that names the file, the question and the field."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import yaml
+
+from effattn_lab.interview import BankError, load
+from effattn_lab.interview import expressions as ex
+
+GOOD = {
+    "topic": "full/flash",
+    "title": "Flash",
+    "questions": [
+        {
+            "id": "full/flash/one",
+            "level": "mid",
+            "question": "What?",
+            "red_flag": "That.",
+            "strong_answer": "This.",
+            "key_points": ["first", "second", "third"],
+            "follow_ups": [{"ask": "And?", "answer": "So."}],
+            "links": {"section": "full/flash#flash-io", "lab": "full/flash"},
+            "sources": ["dao2022flashattention"],
+            "numbers": [{"claim": "a number", "value": 8, "unit": "B", "expr": "2 * 4"}],
+        }
+    ],
+}
+
+
+def write(folder, data, name="full/flash"):
+    file = folder / f"{name}.yml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(
+        data if isinstance(data, str) else yaml.safe_dump(data, sort_keys=False), encoding="utf-8"
+    )
+    return file
+
+
+def broken(change):
+    data = copy.deepcopy(GOOD)
+    change(data, data["questions"][0])
+    return data
+
+
+def test_the_unbroken_file_loads(tmp_path):
+    write(tmp_path, GOOD)
+    (question,) = load(tmp_path)
+    assert question.numbers[0].evaluate() == 8
+    assert (question.chapter, question.section, question.anchor) == (
+        "full/flash",
+        "flash-io",
+        "q-full-flash-one",
+    )
+
+
+def _drop(field):
+    return lambda data, q: q.pop(field)
+
+
+CASES = {
+    "no level": (_drop("level"), "'level': missing"),
+    "no red flag": (_drop("red_flag"), "'red_flag': missing"),
+    "no links": (_drop("links"), "'links': missing"),
+    "level": (
+        lambda d, q: q.update(level="expert"),
+        "'level': expected one of junior, mid, senior, staff, got 'expert'",
+    ),
+    "unknown field": (lambda d, q: q.update(answer="x"), "'answer': unknown"),
+    "too few points": (lambda d, q: q.update(key_points=["one"]), "'key_points'"),
+    "point is no text": (lambda d, q: q["key_points"].append({"a": "b"}), r"'key_points\[3\]'"),
+    "follow-up without answer": (
+        lambda d, q: q["follow_ups"][0].pop("answer"),
+        r"'follow_ups\[0\].answer': missing",
+    ),
+    "section": (lambda d, q: q["links"].update(section="flash-io"), "'links.section'"),
+    "value is text": (lambda d, q: q["numbers"][0].update(value="8"), r"'numbers\[0\].value'"),
+    "no evidence": (
+        lambda d, q: q["numbers"][0].pop("expr"),
+        r"'numbers\[0\]': expected 'expr'.*or 'source'",
+    ),
+    "expression": (
+        lambda d, q: q["numbers"][0].update(expr="2 *"),
+        r"'numbers\[0\].expr': not a Python expression",
+    ),
+    "forbidden expression": (
+        lambda d, q: q["numbers"][0].update(expr="().__class__"),
+        r"'numbers\[0\].expr'.*not allowed",
+    ),
+    "unlisted source": (
+        lambda d, q: q["numbers"][0].update(source="nobody2020"),
+        r"'numbers\[0\].source'.*nobody2020",
+    ),
+    "loose tolerance": (lambda d, q: q["numbers"][0].update(rel_tol=0.5), r"'numbers\[0\].rel_tol'"),
+    "proof proves nothing": (lambda d, q: q.update(proof="print(1)"), "'proof'"),
+    "id of another topic": (
+        lambda d, q: q.update(id="full/heads/one"),
+        "'id': expected it to begin with 'full/flash/'",
+    ),
+    "id": (lambda d, q: q.update(id="One"), "'id'"),
+    "same id twice": (lambda d, q: d["questions"].append(copy.deepcopy(q)), "'id': already used"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), CASES.values(), ids=CASES)
+def test_error_names_file_question_and_field(tmp_path, change, message):
+    data = broken(change)
+    write(tmp_path, data)
+    with pytest.raises(BankError, match=message) as caught:
+        load(tmp_path)
+    assert "full/flash.yml" in str(caught.value).replace("\\", "/")
+    assert str(data["questions"][0]["id"]) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("topic: [", "not valid YAML"),
+        ("topic: full/flash\ntopic: full/flash\n", "'topic' is given twice"),
+        ("", "object"),
+        (
+            "topic: full/flash\ntitle: Flash\nquestions: [{level: mid}]\n",
+            "question 1: field 'id', 'question'",
+        ),
+        ("topic: full/heads\ntitle: Heads\nquestions: []\n", "questions"),
+    ],
+)
+def test_malformed_file(tmp_path, text, message):
+    write(tmp_path, text)
+    with pytest.raises(BankError, match=message) as caught:
+        load(tmp_path)
+    assert "flash.yml" in str(caught.value)
+
+
+def test_topic_must_match_the_path(tmp_path):
+    write(tmp_path, GOOD, "full/heads")
+    with pytest.raises(BankError, match=r"heads.yml: field 'topic': expected 'full/heads'"):
+        load(tmp_path)
+
+
+def test_empty_bank(tmp_path):
+    with pytest.raises(BankError, match="found none"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("expr", "message"),
+    [
+        ("__import__('os')", "unknown name"),
+        ("math.__dict__", "not allowed"),
+        ("GPUS['A100'].__class__", "not allowed"),
+        ("[x for x in (1,)]", "not allowed"),
+        ("(lambda: 1)()", "not allowed"),
+        ("1 if 1 else 2", "not allowed"),
+        ("max(*GPUS)", "not allowed"),
+        ("kv_cache_bytes(**{})", "not allowed"),
+        ("True.real", "not allowed"),
+        ("'{0.__class__}'.format(math)", "not allowed"),
+        ("2 ** 100000", "too large"),
+        ("10 ** 9 ** 9", "too large"),
+        ("'a' * 9", "text"),
+        ("1 / 0", "division"),
+        ("GPUS['none'].ridge", "KeyError"),
+        ("attention_flops(1)", "TypeError"),
+        ("GPUS", "expected a finite number"),
+        ("math.inf", "expected a finite number"),
+        ("1 +", "not a Python expression"),
+        ("1" * 500, "at most"),
+    ],
+)
+def test_expression_refused(expr, message):
+    with pytest.raises(ValueError, match=message):
+        ex.evaluate(expr)
+
+
+def test_expression_arithmetic():
+    assert ex.evaluate("kv_cache_bytes(32, 8, 128, 1) / 2**10") == 128
+    assert ex.evaluate('-GPUS["H100"].bandwidth_gbs + 3350') == 0
+    assert ex.evaluate("flash_tiled_bytes(1, 1, 1, 64, 64, 16, block_m=64, block_n=64)") == 8448
+    assert ex.evaluate("max(7 // 2, 7 % 4, abs(-2))") == 3
