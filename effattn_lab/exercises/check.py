@@ -11,7 +11,17 @@ from typing import Any
 import numpy as np
 
 from effattn_lab.exercises.core import Exercise, Failure, NotMeasured, Probe
-from effattn_lab.exercises.judge import COMMON, REPEATABLE, UNTOUCHED, Run, diagnose, repeated, run, touched, unwritten
+from effattn_lab.exercises.judge import (
+    COMMON,
+    REPEATABLE,
+    UNTOUCHED,
+    Run,
+    diagnose,
+    repeated,
+    run,
+    touched,
+    unwritten,
+)
 from effattn_lab.exercises.registry import get
 
 _WIDTH = 100
@@ -83,7 +93,9 @@ def _examine(exercise: Exercise, fn: Callable[..., Any], seed: int, rungs: int) 
     for r in runs[:2]:
         failures[REPEATABLE] = failures[REPEATABLE] or repeated(r, run(fn, r.case, device))
 
-    found = diagnose(exercise, [(r.case, r.value, f) for r, f in judged]) if any(f for _, f in judged) else None
+    found = (
+        diagnose(exercise, [(r.case, r.value, f) for r, f in judged]) if any(f for _, f in judged) else None
+    )
     if found is not None and found.mutant.unwritten:
         return _not_yet(exercise)
 
@@ -105,16 +117,20 @@ def _examine(exercise: Exercise, fn: Callable[..., Any], seed: int, rungs: int) 
     failed = tuple(n for n, f in failures.items() if f is not None)
     passed = tuple(n for n in failures if n not in failed and not skipped.get(n))
     if not failed:
-        lines.append(f"  All {len(passed)} properties hold." if not any(skipped.values()) else "  All that could be measured holds.")
+        everything = f"All {len(passed)} properties hold."
+        lines.append("  All that could be measured holds." if any(skipped.values()) else f"  {everything}")
     else:
         causes = _causes(exercise, failures, found.mutant.hint if found else None)
         if found is not None:
-            share = "" if found.explains == found.failing else f" of {found.explains} of the {found.failing} wrong results"
+            part = f" of {found.explains} of the {found.failing} wrong results"
+            share = "" if found.explains == found.failing else part
             lines += _wrapped([f"Likely cause{share}: {causes[0]}", *causes[1:]], "  ")
         else:
             lines += _wrapped([f"Likely cause: {cause}" for cause in causes], "  ")
         if not rungs:
-            lines.append(f'  Hints, from a nudge to nearly the code: check("{exercise.id}", ..., hint=1), 2, 3')
+            lines.append(
+                f'  Hints, from a nudge to nearly the code: check("{exercise.id}", ..., hint=1), 2, 3'
+            )
     if rungs:
         lines += _rungs(exercise, rungs)
     not_measured = tuple(n for n, why in skipped.items() if why)
@@ -142,6 +158,8 @@ def _causes(exercise: Exercise, failures: dict[str, Failure | None], exact: str 
 
 
 def _by_kind(exercise: Exercise, failure: Failure) -> str | None:
+    if failure.kind == "alias":
+        return "An argument, or a view of it, is handed back as a result: return a new tensor, or clone it."
     if failure.kind == "none":
         return "A branch of the function ends without a return statement."
     if failure.kind == "type":
@@ -159,7 +177,7 @@ def _by_kind(exercise: Exercise, failure: Failure) -> str | None:
 
 
 def _not_yet(exercise: Exercise) -> Result:
-    text = f'{exercise.id}: {exercise.title}\n  ○ not written yet: fill in the blank above, then run this cell again'
+    text = f"{exercise.id}: {exercise.title}\n  ○ not written yet: fill in the blank above, then run this cell again"
     return Result(exercise.id, failed=tuple(exercise.properties), written=False, report=text)
 
 
@@ -176,7 +194,7 @@ def _rungs(exercise: Exercise, upto: int) -> list[str]:
         lines.append(f"  Hint {number} of {len(exercise.hints)}:")
         # Code in a hint keeps its line breaks.
         for line in text.splitlines():
-            lines += textwrap.wrap(line, _WIDTH, initial_indent="    ", subsequent_indent="    ", drop_whitespace=False) or [""]
+            lines += _wrapped([line], "    ") if len(line) > _WIDTH - 4 else ["    " + line]
     return lines
 
 

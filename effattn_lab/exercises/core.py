@@ -86,7 +86,7 @@ class Failure:
 
     Args:
         property: the property that does not hold.
-        kind: ``value``, ``nan``, ``shape``, ``dtype``, ``type``, ``none``, ``exception``, ``inputs``,
+        kind: ``value``, ``nan``, ``shape``, ``dtype``, ``type``, ``none``, ``exception``, ``inputs``, ``alias``,
             ``repeat`` or ``probe``.
         compared: what was compared with what.
         where: the first offending index, or the line of an exception.
@@ -196,7 +196,9 @@ class Exercise:
                 return fail("shape", f"{output.name} has shape {tuple(x.shape)}; expected {tuple(ref.shape)}")
             expected = output.expected_dtype(case)
             if x.dtype != expected:
-                return fail("dtype", f"{output.name} has dtype {_short(x.dtype)}; expected {_short(expected)}")
+                return fail(
+                    "dtype", f"{output.name} has dtype {_short(x.dtype)}; expected {_short(expected)}"
+                )
             wrong = self._wrong_values(output.name, x.detach().cpu().double(), ref, case)
             if wrong is not None:
                 return wrong
@@ -222,9 +224,7 @@ class Exercise:
                 case.property, "value", compared, where, "infinite on one side, finite on the other"
             )
         worst = int(torch.where(finite, error - allowed, -torch.inf).argmax())
-        size = (
-            f"off by {float(error.flatten()[worst]):.1e} at worst; {float(allowed.flatten()[worst]):.1e} allowed"
-        )
+        size = f"off by {float(error.flatten()[worst]):.1e} at worst; {float(allowed.flatten()[worst]):.1e} allowed"
         return Failure(case.property, "value", compared, where, size)
 
 

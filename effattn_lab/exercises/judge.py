@@ -45,7 +45,10 @@ class Run:
 @contextmanager
 def _poisoned() -> Iterator[None]:
     """Fill what torch.empty returns with NaN, so that entries nobody wrote are seen."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         with warnings.catch_warnings():
@@ -111,15 +114,21 @@ def touched(r: Run) -> Failure | None:
     """Were arguments changed in place, or handed back as results?"""
     for name, before in r.case.kwargs.items():
         after = r.arguments[name]
-        if isinstance(before, torch.Tensor) and isinstance(after, torch.Tensor) and not _same(before, after.cpu()):
+        if (
+            isinstance(before, torch.Tensor)
+            and isinstance(after, torch.Tensor)
+            and not _same(before, after.cpu())
+        ):
             return Failure(UNTOUCHED, "inputs", f"the argument {name} was changed in place")
     owners = {
-        x.untyped_storage().data_ptr(): n for n, x in r.arguments.items() if isinstance(x, torch.Tensor) and x.numel()
+        x.untyped_storage().data_ptr(): n
+        for n, x in r.arguments.items()
+        if isinstance(x, torch.Tensor) and x.numel()
     }
     for x in r.value if isinstance(r.value, tuple | list) else (r.value,):
         if isinstance(x, torch.Tensor) and x.numel() and x.untyped_storage().data_ptr() in owners:
             owner = owners[x.untyped_storage().data_ptr()]
-            return Failure(UNTOUCHED, "inputs", f"a result shares its memory with the argument {owner}")
+            return Failure(UNTOUCHED, "alias", f"a result shares its memory with the argument {owner}")
     return None
 
 
@@ -165,16 +174,15 @@ def diagnose(exercise: Exercise, values: list[tuple[Case, Any, Failure | None]])
     failing = [(c, v) for c, v, f in values if f is not None and f.kind in ("value", "nan")]
     passing = [(c, v) for c, v, f in values if f is None]
     candidates: list[Mutant] = []
-    start = 0
+    later = failing[:3]
     # The first failing case that any mutant reproduces narrows the list; later cases narrow it further.
-    for start, (case, value) in enumerate(failing[:3]):
+    while later and not candidates:
+        (case, value), later = later[0], later[1:]
         candidates = [m for m in exercise.mutants if _reproduces(exercise, m, case, value)]
-        if candidates:
-            break
     if not candidates:
         return None
     explains = {m.name: 1 for m in candidates}
-    for case, value in failing[start + 1 :]:
+    for case, value in [*later, *failing[3:]]:
         for m in candidates:
             explains[m.name] += _reproduces(exercise, m, case, value)
     most = max(explains.values())

@@ -1,4 +1,4 @@
-"""Find exercises by id. ``part/slug/name`` lives in ``effattn_lab/exercises/<part>/<slug>.py``, list ``EXERCISES``."""
+"""Find exercises by id: ``part/slug/name`` is in the list ``EXERCISES`` of ``exercises/<part>/<slug>.py``."""
 
 from __future__ import annotations
 

@@ -103,7 +103,9 @@ def _forward_mutant(
     offset = 0 if fault == "top-left" else nk - nq
     out, lse_out = torch.empty_like(q), torch.empty_like(q[..., 0])
     first = True
-    for i in range(0, nq - nq % block_q if fault == "last query tile dropped" and nq > block_q else nq, block_q):
+    for i in range(
+        0, nq - nq % block_q if fault == "last query tile dropped" and nq > block_q else nq, block_q
+    ):
         q_i = q[:, :, i : i + block_q]
         rows = i + offset + torch.arange(q_i.shape[2])
         if first or fault != "state not reset":
@@ -205,7 +207,8 @@ FORWARD = Exercise(
     properties={
         "equals attention": "Scale the scores by D ** -0.5, carry (m, l, acc) over the key tiles, divide once at the "
         "end; lse = m + log(l).",
-        "length not a multiple of the block": "The last tile is smaller than the block: slices shorten by themselves, "
+        "length not a multiple of the block": "The last tile is smaller than the block: slices shorten by "
+        "themselves, "
         "so take sizes from the slice.",
         "length 1": "One query and one key: out is v, lse is the scaled score.",
         "any block size": "The result must not depend on block_q and block_k, also when one exceeds the length.",
@@ -221,7 +224,8 @@ FORWARD = Exercise(
     tolerance=Tolerance(
         5e-5,
         5e-5,
-        "float32 scores up to 40 are rounded to about 1e-5 (D products, order of summation), which changes weights by "
+        "float32 scores up to 40 are rounded to about 1e-5 (D products, order of summation), which changes "
+        "weights by "
         "that fraction; outputs are weighted means of numbers of size 1 to 4.",
     ),
     loose={
@@ -250,22 +254,27 @@ FORWARD = Exercise(
             "no division": "acc is never divided by l.",
             "tiles averaged": "The tiles' outputs are averaged with equal weights. A tile counts by its sum of "
             "exponentials, which is what m and l carry.",
-            "tiles added": "Each tile is normalised by itself and the results are added. Normalise once, over all keys.",
+            "tiles added": "Each tile is normalised by itself and the results are added. Normalise once, over "
+            "all keys.",
             "state not reset": "m, l and acc are not started anew for the next query tile.",
-            "last keys dropped": "The last, ragged tile of keys is dropped: the loop must run to Nk, not to a multiple "
+            "last keys dropped": "The last, ragged tile of keys is dropped: the loop must run to Nk, not to a "
+            "multiple "
             "of block_k.",
             "last query tile dropped": "The last, ragged tile of queries is never written.",
             "mask forgotten": "The causal mask is missing: queries see the future.",
-            "mask too strict": "The causal mask is off by one: a query does not see its own position. Hide j > i, not "
+            "mask too strict": "The causal mask is off by one: a query does not see its own position. Hide j > "
+            "i, not "
             "j >= i.",
             "mask too loose": "The causal mask is off by one: a query sees the position after its own.",
             "mask local": "The mask compares indices inside the tile. Add the tile's start (i, j) and the offset "
             "Nk - Nq first.",
-            "top-left": "The mask is aligned to the top-left corner. Queries are the last positions: query i stands at "
+            "top-left": "The mask is aligned to the top-left corner. Queries are the last positions: query i "
+            "stands at "
             "i + Nk - Nq.",
             "diagonal tile skipped": "The loop over keys ends before the diagonal tile: a query tile must also visit "
             "the tile that holds its own positions.",
-            "finite mask": "Hidden scores are a large negative number instead of -inf: a query that sees nothing then "
+            "finite mask": "Hidden scores are a large negative number instead of -inf: a query that sees "
+            "nothing then "
             "averages what it must not see, and its lse is finite.",
             "no guard": "A query that sees no key becomes NaN: -inf - -inf in the exponent, then 0/0. Use 0 as the "
             "origin and 1 as the divisor there.",
@@ -280,7 +289,8 @@ FORWARD = Exercise(
         },
     ),
     hints=(
-        "Two loops: query tiles outside, key tiles inside. (m, l, acc) start anew for each query tile; your tile step "
+        "Two loops: query tiles outside, key tiles inside. (m, l, acc) start anew for each query tile; your "
+        "tile step "
         "is the body; the division and lse come after the inner loop.",
         "Positions: query r of tile i stands at i + r + Nk - Nq, key c of tile j at j + c. Hide where the key's is "
         "larger. With causal the inner loop ends at min(Nk, position of the last query + 1).",

@@ -194,7 +194,12 @@ def _part(s: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def _merge_case(
-    name: str, rng: np.random.Generator, n_a: int, n_b: int, size: float = 1.0, shift: tuple[float, float] = (0, 0)
+    name: str,
+    rng: np.random.Generator,
+    n_a: int,
+    n_b: int,
+    size: float = 1.0,
+    shift: tuple[float, float] = (0, 0),
 ) -> Case:
     rows, width = (3, 8), 16
     s_a, s_b = normal(rng, *rows, n_a, size=size) + shift[0], normal(rng, *rows, n_b, size=size) + shift[1]
@@ -297,18 +302,23 @@ MERGE = Exercise(
     mutants=mutants(
         _merge_mutant,
         {
-            "average": "The two outputs are averaged with equal weights. A part's weight is e^lse over the sum of both.",
+            "average": "The two outputs are averaged with equal weights. A part's weight is e^lse over the sum "
+            "of both.",
             "swapped": "The weights are swapped: o_a is multiplied by the weight of part b.",
             "no max": "e^lse is computed directly and overflows (or underflows to 0/0) for large lse. Subtract the "
             "larger of the two first.",
-            "no division": "The weights e^(lse - m) are used without dividing by their sum, so they do not add up to 1.",
+            "no division": "The weights e^(lse - m) are used without dividing by their sum, so they do not add "
+            "up to 1.",
             "lse without m": "The new lse lacks the maximum: log(w_a + w_b) is measured from m, so add m back.",
-            "lse is the max": "The new lse is the larger of the two. Adding keys adds to the sum: lse = log(e^a + e^b).",
+            "lse is the max": "The new lse is the larger of the two. Adding keys adds to the sum: lse = log(e^a "
+            "+ e^b).",
             "lse is a sum": "The two lse are added. It is their exponentials that add: lse = log(e^lse_a + e^lse_b).",
             "lse as weight": "The lse themselves serve as weights. They are logarithms: the weights are e^lse.",
-            "hard choice": "The output is taken from the part with the larger lse alone; the other part still counts.",
+            "hard choice": "The output is taken from the part with the larger lse alone; the other part still "
+            "counts.",
             "base 2": "Powers of two are mixed with natural logarithms: lse is natural here, so use exp and log.",
-            "no guard": "When both lse are -inf the result is NaN: -inf - -inf. Use 0 as the origin there, and do not "
+            "no guard": "When both lse are -inf the result is NaN: -inf - -inf. Use 0 as the origin there, and "
+            "do not "
             "divide by the sum 0.",
             "half": "The merge is computed in half precision: three digits are left. Stay in float32.",
         },
