@@ -6,7 +6,8 @@
 - ``{taxonomy-leaves} sparse``: the leaves of a direction with the members that the survey's tree names.
 - ``{taxonomy-cuts}``: for each cost, the systems that cut it.
 
-Pages with the map are read again when a chapter is added, so that its links are never stale.
+``python _ext/taxonomy.py`` writes the wide layout as a picture that stands alone, ``_static/map.svg`` (the README
+shows it). Pages with the map are read again when a chapter is added, so that its links are never stale.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from sphinx.util.docutils import SphinxDirective
 
 MAP_DOC = "chapters/map"
 CSS = "taxonomy.css"
+# Rules of the page that a picture on its own has no use for.
+LAYOUT = (".etm-svg {", ".etm-svg a", ".etm-narrow", ".etm-wide")
 
 
 def load_map(path: Path) -> dict[str, Any]:
@@ -238,6 +241,26 @@ def add_css(app: Sphinx, pagename: str, templatename: str, context: dict[str, An
         app.add_css_file(CSS)
 
 
+def standalone(root: Path) -> str:
+    """The wide map as an SVG file of its own: no links, its colours inside, light or dark as the reader's system."""
+
+    def resolve(kind: str, name: str) -> tuple[None, bool]:
+        return None, kind == "system" and (root / f"{chapter_of(systems[name])}.md").is_file()
+
+    data = load_map(root / "map.yml")
+    systems = {s["id"]: s for s in data["systems"]}
+    css = Path(__file__).with_name(CSS).read_text(encoding="utf-8")
+    rules = [line for line in css.splitlines() if line.startswith(".etm-") and not line.startswith(LAYOUT)]
+    light = "--pst-color-background:#fff;--pst-color-text-base:#222832;--pst-color-border:#9ea7b3"
+    dark = "--pst-color-background:#14181e;--pst-color-text-base:#ced6dd;--pst-color-border:#48566b"
+    style = (
+        f"<style>svg{{{light};font-family:Arial,Helvetica,sans-serif;background:var(--pst-color-background)}}\n"
+        f"@media (prefers-color-scheme:dark){{svg{{{dark}}}}}\n" + "\n".join(rules) + "</style>"
+    )
+    head, body = taxonomy_svg.draw(data, taxonomy_svg.WIDE, resolve, "map").split("<title", 1)
+    return f"{head}{style}<title{body}\n"
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("taxonomy-map", TaxonomyMap)
     app.add_directive("taxonomy-systems", TaxonomySystems)
@@ -247,3 +270,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("builder-inited", copy_css)
     app.connect("html-page-context", add_css)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
+
+
+if __name__ == "__main__":
+    repository = Path(__file__).resolve().parent.parent
+    (repository / "_static" / "map.svg").write_text(standalone(repository), encoding="utf-8")

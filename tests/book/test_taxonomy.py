@@ -186,6 +186,12 @@ def test_links_lead_somewhere() -> None:
         assert f"{{taxonomy-systems}} {direction['id']}" in chapter, "a system leads to its line in a table"
 
 
+def test_the_picture_in_the_readme_is_the_map_of_today() -> None:
+    stored = (ROOT / "_static" / "map.svg").read_text(encoding="utf-8")
+    ElementTree.fromstring(stored)
+    assert stored == taxonomy.standalone(ROOT), "run `python _ext/taxonomy.py`"
+
+
 def test_map_without_its_chapter_has_no_links() -> None:
     tree = ElementTree.fromstring(svg.draw(DATA, svg.WIDE, lambda kind, name: (None, False), "t"))
     assert tree.findall(f".//{SVG}a") == []
