@@ -245,7 +245,7 @@
       this.querySelector(".ts-tables").innerHTML = `
         <table><caption>In fast memory (registers)</caption><thead><tr><th scope="col">query</th><th scope="col">m</th><th scope="col">α</th>
         <th scope="col">ℓ</th><th scope="col">acc</th></tr></thead><tbody>${rows}</tbody></table>
-        <table><caption>Bytes across HBM: ${sum}</caption><thead><tr><th></th>${names.map((x) => `<th scope="col">${x}</th>`).join("")}</tr></thead>
+        <table><caption>Bytes across HBM: ${sum}</caption><thead><tr><td></td>${names.map((x) => `<th scope="col">${x}</th>`).join("")}</tr></thead>
         <tbody><tr><th scope="row">now</th>${names.map((x) => cell(done ? 0 : frame.moved[x], true)).join("")}</tr>
         <tr><th scope="row">so far</th>${names.map((x) => cell(frame.total[x])).join("")}</tr></tbody></table>`;
     }
