@@ -23,7 +23,7 @@ LINE = {"color": COLORS["text"], "linewidth": 1.0}
 def _new(
     rows: int = 1, cols: int = 1, *, height: float, width: float = WIDTH, **kwargs: Any
 ) -> tuple[Figure, Any]:
-    """A figure in the book's style, without touching Matplotlib's global settings for the caller."""
+    """A figure in the book's style."""
     import matplotlib.pyplot as plt
 
     plt.rcParams.update(rc())
