@@ -4,7 +4,7 @@
 notebooks and the grader.
 """
 
-from effattn_lab.exercises.check import Result, check, hint, reference, solution
+from effattn_lab.exercises.check import Result, check, hint, reference, solution, take
 from effattn_lab.exercises.core import Case, Exercise, Failure, Mutant, Output, Probe, Tolerance
 from effattn_lab.exercises.registry import all_exercises, get
 
@@ -23,4 +23,5 @@ __all__ = [
     "hint",
     "reference",
     "solution",
+    "take",
 ]

@@ -74,23 +74,24 @@ def check(exercise_id: str, fn: Callable[..., Any], *, seed: int = 0, hint: int 
     if not callable(fn):
         raise ValueError(f"fn: expected your function, got {type(fn).__name__}")
     result = _examine(exercise, fn, seed, hint)
+    _last[exercise_id] = fn, bool(result)
     print(result.report)
     return result
 
 
 def _examine(exercise: Exercise, fn: Callable[..., Any], seed: int, rungs: int) -> Result:
     device = exercise.device()
-    runs: list[Run] = []
+    judged: list[tuple[Run, Failure | None]] = []
     for case in exercise.make_inputs(np.random.default_rng(seed)):
-        runs.append(run(fn, case, device))
-        if len(runs) == 1 and unwritten(fn, runs):
+        r = run(fn, case, device)
+        judged.append((r, r.error or exercise.compare(r.value, exercise.want(case), case)))
+        if len(judged) == 1 and unwritten(fn, *judged[0]):
             return _not_yet(exercise)
-    judged = [(r, r.error or exercise.compare(r.value, exercise.want(r.case), r.case)) for r in runs]
     failures: dict[str, Failure | None] = dict.fromkeys([*exercise.properties, *COMMON])
     for r, failure in judged:
         failures[r.case.property] = failures[r.case.property] or failure
         failures[UNTOUCHED] = failures[UNTOUCHED] or touched(r)
-    for r in runs[:2]:
+    for r, _ in judged[:2]:
         failures[REPEATABLE] = failures[REPEATABLE] or repeated(r, run(fn, r.case, device))
 
     found = (
@@ -204,6 +205,22 @@ def hint(exercise_id: str, rung: int = 1) -> None:
     if not isinstance(rung, int) or not 1 <= rung <= len(exercise.hints):
         raise ValueError(f"rung: expected 1 to {len(exercise.hints)}, got {rung!r}")
     print("\n".join([f"{exercise.id}: {exercise.title}", *_rungs(exercise, rung)]))
+
+
+#: The function last checked for an exercise, and whether it passed.
+_last: dict[str, tuple[Callable[..., Any], bool]] = {}
+
+
+def take(exercise_id: str, fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Your function where it passes its check, else the reference; prints which.
+
+    So a lab goes on when one step does not work yet.
+    """
+    checked, passes = _last.get(exercise_id, (None, False))
+    if checked is not fn:
+        passes = bool(_examine(get(exercise_id), fn, 0, 0))
+    print(f"{exercise_id}: {'yours' if passes else 'the reference (yours does not pass yet)'}")
+    return fn if passes else get(exercise_id).solution
 
 
 def reference(exercise_id: str) -> Callable[..., Any]:

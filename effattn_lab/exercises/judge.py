@@ -87,13 +87,13 @@ def _line_of(fn: Callable[..., Any], error: BaseException) -> str:
     return f"at the line: {linecache.getline(*found).strip() or f'number {found[1]}'}"
 
 
-def unwritten(fn: Callable[..., Any], runs: list[Run]) -> bool:
-    """True where the blank was not filled: a ``...`` is left in the code, or nothing comes back."""
-    first = runs[0]
+def unwritten(fn: Callable[..., Any], first: Run, failure: Failure | None) -> bool:
+    """True where the blank was not filled: nothing comes back, or a ``...`` is left and the result is wrong."""
     if first.error is None:
         parts = first.value if isinstance(first.value, tuple | list) else (first.value,)
-        return all(p is None or p is Ellipsis for p in parts)
-    return first.error.kind == "exception" and _has_blank(fn)
+        if all(p is None or p is Ellipsis for p in parts):
+            return True
+    return failure is not None and _has_blank(fn)
 
 
 def _has_blank(fn: Callable[..., Any]) -> bool:
