@@ -75,6 +75,13 @@ def test_estimate_equals_the_package(page):
             assert got[key] == pytest.approx(value, rel=1e-12), (case, key)
 
 
+def test_the_chapter_takes_its_tables_from_python():
+    chapter = SCRIPT.parents[1] / "chapters" / "foundations" / "cost_model.md"
+    assert ":data: effattn_lab.foundations.presets:calculator_data" in chapter.read_text(encoding="utf-8")
+    source = SCRIPT.read_text(encoding="utf-8")
+    assert not any(model in source for model in MODELS), "model shapes are written in Python, not here"
+
+
 def test_units_are_readable(page):
     values = [16.06e9, 4.79e-3, 0.32e-3, 1, 999.7, 0, 9.886e14, 2.5e-7]
     got = page.evaluate("(xs) => xs.map((x) => window.effattn.rooflineCalculator.si(x, 'B'))", values)
