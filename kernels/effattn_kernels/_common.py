@@ -13,9 +13,8 @@ import triton
 import triton.language as tl
 
 # exp(x) = 2^(x / ln 2). The GPU has an instruction for 2^x only, so the kernels multiply the
-# softmax scale by 1/ln 2 once and work in base 2; the saved log-sum-exp is turned back by ln 2.
+# softmax scale by 1/ln 2 once and work in base 2 throughout. Who asks for the log-sum-exp gets it times ln 2.
 LOG2E = tl.constexpr(1.4426950408889634)  # 1 / ln 2
-LN2 = tl.constexpr(0.6931471805599453)
 
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "y", "yes"))
 

@@ -45,9 +45,9 @@ def _flash_bwd_preprocess_kernel(
 
 @triton.jit
 def load_lse(lse_ptr, offs_m, seqlen_q):
-    """Log-sum-exp in log2 units. A row without keys, or past the end, gets +inf, so that its 2^(s - L) is 0."""
+    """Log-sum-exp, in log2 units. A row without keys, or past the end, gets +inf, so that its 2^(s - L) is 0."""
     lse = tl.load(lse_ptr + offs_m, mask=offs_m < seqlen_q, other=float("inf"))
-    return tl.where(lse == float("-inf"), float("inf"), lse) * LOG2E
+    return tl.where(lse == float("-inf"), float("inf"), lse)
 
 
 @triton.jit

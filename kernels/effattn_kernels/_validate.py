@@ -50,7 +50,7 @@ def check_attention_inputs(
         raise ValueError(f"v: expected the length of k, {k.shape[2]}, got {v.shape[2]}")
     if q.shape[1] % k.shape[1]:
         raise ValueError(
-            f"q: expected a number of heads divisible by the {k.shape[1]} key heads, got {q.shape[1]}"
+            f"k: expected a number of heads that divides the {q.shape[1]} heads of q, got {k.shape[1]}"
         )
     low, high = HEAD_DIM_RANGE
     if not low <= q.shape[3] <= high:

@@ -7,6 +7,7 @@ The kernels are in `_flash_fwd` and `_flash_bwd`, the tile table in `_tiles`, th
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -54,12 +55,12 @@ def flash_attention(
 
     Source: Dao, FlashAttention-2, arXiv:2307.08691, algorithms 1 and 2; dQ in a pass of its own.
     """
-    check_attention_inputs(q, k, v, scale, window_size, MODE)
     require()
+    check_attention_inputs(q, k, v, scale, window_size, MODE)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if scale < 0.0:  # the kernels take the maximum after scaling; the sign goes into q
         q, scale = -q, -scale
-    out, lse = _FlashAttention.apply(q, k, v, bool(causal), scale, window_size)
+    out, lse = _FlashAttention.apply(q, k, v, bool(causal), scale, window_size, bool(return_lse))
     return (out, lse) if return_lse else out
 
 
@@ -67,12 +68,12 @@ class _FlashAttention(torch.autograd.Function):
     """Keeps q, k, v, the output and the log-sum-exp: O(N) beside the inputs, nothing of size N^2."""
 
     @staticmethod
-    def forward(ctx: Any, q, k, v, causal, scale, window_size):  # type: ignore[no-untyped-def]
-        out, lse = _forward(q, k, v, causal, scale, window_size)
-        ctx.save_for_backward(q, k, v, out, lse)
+    def forward(ctx: Any, q, k, v, causal, scale, window_size, return_lse):  # type: ignore[no-untyped-def]
+        out, lse2 = _forward(q, k, v, causal, scale, window_size)  # lse2: in log2 units, as the kernels keep it
+        ctx.save_for_backward(q, k, v, out, lse2)
         ctx.options = (causal, scale, window_size)
         ctx.set_materialize_grads(False)
-        return out, lse
+        return out, lse2 * math.log(2) if return_lse else None
 
     @staticmethod
     @once_differentiable
@@ -81,7 +82,7 @@ class _FlashAttention(torch.autograd.Function):
         if dout is None:  # only the log-sum-exp was used
             dout = torch.zeros_like(out)
         dq, dk, dv = _backward(q, k, v, out, lse, dout, dlse, ctx.needs_input_grad, *ctx.options)
-        return dq, dk, dv, None, None, None
+        return dq, dk, dv, None, None, None, None
 
 
 def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
