@@ -159,7 +159,7 @@ def solved_notebook(lab: str) -> Any:
     first = notebook.cells[0]
     if first.cell_type != "markdown" or not first.source.startswith("# "):
         raise ValueError(f"{lab}: expected the first cell to be Markdown with the title")
-    first.source = f"({lab.split('/')[-1]}-lab)=\n{first.source}"
+    first.source = f"(lab-{lab.replace('/', '-')})=\n{first.source}"
     for cell in notebook.cells:
         if cell.cell_type == "code" and BEGIN in cell.source:
             cell.source = solved(cell.source)
@@ -274,7 +274,7 @@ def differences(lab: str) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m effattn_lab.notebooks", description=__doc__.splitlines()[0] if __doc__ else ""
+        prog="python -m effattn_lab.notebooks", description="Make the notebooks of the labs from labs/src."
     )
     parser.add_argument("labs", nargs="*", metavar="LAB", help="part/slug; all labs by default")
     parser.add_argument(
