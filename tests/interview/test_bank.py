@@ -81,6 +81,7 @@ def test_expression_gives_the_value(number):
 
 @pytest.mark.parametrize("question", [q for q in BANK if q.proof], ids=[q.id for q in BANK if q.proof])
 def test_proof_runs(question):
+    assert max(map(len, question.proof.splitlines())) <= 80, "wider than a page of the book"
     torch.set_num_threads(1)
     exec(compile(question.proof, question.id, "exec"), {})
 
