@@ -23,12 +23,14 @@ class Step:
     Attributes:
         model: what is computed.
         leaf: its place on the map.
+        plain: the same for a reader who does not know the map yet: what it keeps of the past.
         held: bytes that stay in memory between steps.
         moved: bytes read, and for a recurrent state also written, by one step.
     """
 
     model: str
     leaf: str
+    plain: str
     held: float
     moved: float
 
@@ -56,16 +58,52 @@ def steps(seqlen: int = SEQLEN) -> list[Step]:
     window = kv_cache_bytes(32, 8, 128, min(seqlen, 2048))
     linear = delta_state_bytes(48)
     return [
-        Step("Llama-2-7B shape, a KV head per query head", "no leaf", 4 * llama, 4 * llama),
-        Step("Llama-3-8B, 8 KV heads (GQA)", "leaf 4.2", llama, llama),
-        Step("DeepSeek-V3 (MLA)", "leaf 4.2", mla, mla),
-        Step("Qwen3-Next, 12 of 48 attend", "leaf 6.1", qwen + qwen_state, qwen + 2 * qwen_state),
-        Step("Jamba, 4 of 32 layers attend", "leaf 6.1", jamba + jamba_state, jamba + 2 * jamba_state),
         Step(
-            "Llama-3-8B with Quest", "leaf 3.3", llama * 17 / 16, llama * (1 / 16 + min(1.0, 4096 / seqlen))
+            "Llama-2-7B shape, a KV head per query head",
+            "no leaf",
+            "Llama-2-7B: every token, once for each head",
+            4 * llama,
+            4 * llama,
         ),
-        Step("Llama-3-8B with StreamingLLM", "leaf 3.3", window, window),
-        Step("48 Gated DeltaNet layers", "leaf 2.1", linear, 2 * linear),
+        Step(
+            "Llama-3-8B, 8 KV heads (GQA)",
+            "leaf 4.2",
+            "Llama-3-8B: every token, once for four heads",
+            llama,
+            llama,
+        ),
+        Step("DeepSeek-V3 (MLA)", "leaf 4.2", "DeepSeek-V3: every token, compressed", mla, mla),
+        Step(
+            "Qwen3-Next, 12 of 48 attend",
+            "leaf 6.1",
+            "Qwen3-Next: a summary in 3 of 4 layers",
+            qwen + qwen_state,
+            qwen + 2 * qwen_state,
+        ),
+        Step(
+            "Jamba, 4 of 32 layers attend",
+            "leaf 6.1",
+            "Jamba: a summary in 7 of 8 layers",
+            jamba + jamba_state,
+            jamba + 2 * jamba_state,
+        ),
+        Step(
+            "Llama-3-8B with Quest",
+            "leaf 3.3",
+            "Quest: every token, but reads the best 3 %",
+            llama * 17 / 16,
+            llama * (1 / 16 + min(1.0, 4096 / seqlen)),
+        ),
+        Step(
+            "Llama-3-8B with StreamingLLM",
+            "leaf 3.3",
+            "StreamingLLM: 2,048 tokens, forgets the rest",
+            window,
+            window,
+        ),
+        Step(
+            "48 Gated DeltaNet layers", "leaf 2.1", "Gated DeltaNet: a summary, no token", linear, 2 * linear
+        ),
     ]
 
 
@@ -76,8 +114,13 @@ def readable(nbytes: float) -> str:
     return f"{nbytes / GIB:.2g} GiB"
 
 
-def decode_bytes_figure(seqlen: int = SEQLEN) -> Figure:
-    """Bars of the bytes that one more token costs: held in memory, and moved by the step (logarithmic axis)."""
+def decode_bytes_figure(seqlen: int = SEQLEN, *, plain: bool = False) -> Figure:
+    """Bars of the bytes that one more token costs: held in memory, and moved by the step (logarithmic axis).
+
+    Args:
+        seqlen: tokens in the context.
+        plain: label each pair with what it keeps of the past; otherwise with its shape and its leaf on the map.
+    """
     import matplotlib.pyplot as plt
 
     style.use()
@@ -85,7 +128,8 @@ def decode_bytes_figure(seqlen: int = SEQLEN) -> Figure:
     fig, ax = plt.subplots(figsize=(5.6, 5.8))
     left = 0.05
     for i, row in enumerate(rows):
-        ax.text(left * 1.06, i - 0.33, f"{row.model} · {row.leaf}", va="center", fontsize=10.5)
+        name = row.plain if plain else f"{row.model} · {row.leaf}"
+        ax.text(left * 1.06, i - 0.33, name, va="center", fontsize=10.5)
         for y, nbytes, held in ((i - 0.04, row.held, True), (i + 0.22, row.moved, False)):
             look = (
                 {"color": "white", "edgecolor": style.COLORS["memory"], "hatch": "////"}
