@@ -8,6 +8,7 @@ is Williams, Waterman, Patterson 2009.
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
 Number = Any  # int, float or a sympy expression: the formulas are the same
@@ -17,13 +18,14 @@ def visible_pairs(seqlen_q: Number, seqlen_k: Number, causal: bool = False) -> N
     """Number of (query, key) pairs that attention evaluates, under the offset rule.
 
     Full: ``Nq * Nk``. Causal: query i sees ``Nk - Nq + i + 1`` keys, in all ``Nq * (Nk - (Nq - 1) / 2)`` when
-    ``Nq <= Nk``; with more queries than keys the first ``Nq - Nk`` see none, which leaves ``Nk (Nk + 1) / 2``.
+    ``Nq <= Nk``; with more queries than keys the first ``Nq - Nk`` see none, which leaves ``Nk (Nk + 1) / 2``
+    (symbols cannot be compared: for them ``Nq <= Nk`` is assumed).
     """
     if not causal:
         return seqlen_q * seqlen_k
+    if isinstance(seqlen_q, Real) and isinstance(seqlen_k, Real):
+        seqlen_q = min(seqlen_q, seqlen_k)
     if isinstance(seqlen_q, int) and isinstance(seqlen_k, int):
-        if seqlen_q > seqlen_k:
-            seqlen_q = seqlen_k
         return seqlen_q * (2 * seqlen_k - seqlen_q + 1) // 2
     return seqlen_q * (2 * seqlen_k - seqlen_q + 1) / 2
 
