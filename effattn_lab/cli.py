@@ -64,11 +64,12 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="machine-readable output")
     doctor.set_defaults(run=_doctor)
 
-    from effattn_lab.interview import quiz
+    from effattn_lab.interview.quiz import add_arguments
+    from effattn_lab.interview.quiz import run as run_quiz
 
     practice = commands.add_parser("quiz", help="practise interview questions in the terminal")
-    quiz.add_arguments(practice)
-    practice.set_defaults(run=quiz.run)
+    add_arguments(practice)
+    practice.set_defaults(run=run_quiz)
     return parser
 
 

@@ -28,13 +28,17 @@ def test_traffic_json(capsys):
 def test_xray_json(capsys):
     status, out, _ = run(capsys, "xray", "flash", "--gpu", "A100,T4", "--head-dim", "64", "--json")
     rows = json.loads(out)
-    wanted = "kernel gpu sm registers spill_bytes shared_bytes instructions tensor_core_instructions occupancy"
+    wanted = (
+        "kernel gpu sm registers spill_bytes shared_bytes instructions tensor_core_instructions occupancy"
+    )
     assert status == 0
     assert {row["gpu"] for row in rows} == {"A100", "T4"}
     assert all(set(wanted.split()) <= row.keys() for row in rows)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU's rows are tested by the gpu-marked kernel tests")
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="the GPU's rows are tested by the gpu-marked kernel tests"
+)
 def test_bench_shows_no_time_for_a_wrong_result(monkeypatch):
     rows = bench.rows("flash", [64])
     assert {row["implementation"] for row in rows} == {"sdpa", "naive", "tiled PyTorch"}

@@ -145,9 +145,8 @@ class SmolLM2:
                 raise _Captured  # the layers above would only cost time
             return attention(q, k, v, causal=causal, scale=scale)
 
-        with hf.use(self.model, spy):
-            with contextlib.suppress(_Captured):
-                self.model(self.ids(text, max_tokens), use_cache=False)
+        with hf.use(self.model, spy), contextlib.suppress(_Captured):
+            self.model(self.ids(text, max_tokens), use_cache=False)
         return seen[layer]
 
 

@@ -22,7 +22,17 @@ def test_there_are_labs():
 @pytest.mark.slow
 @pytest.mark.parametrize("notebook", SOLVED, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_solved_lab_replays(notebook):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--nbval-lax"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "--nbval-lax",
+    ]
     command += ["--nbval-cell-timeout=120", "--nbval-current-env", str(notebook)]
     start = time.monotonic()
     run = subprocess.run(
