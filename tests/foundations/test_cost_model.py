@@ -1,5 +1,6 @@
 """The cost formulas against counting, and against the figures that are known."""
 
+import numpy as np
 import pytest
 import sympy as sp
 
@@ -13,6 +14,12 @@ from effattn_lab.measure.roofline import GPUS, predict
 def test_pairs_are_counted(nq, nk, causal):
     assert cm.visible_pairs(nq, nk, causal) == int(visible(nq, nk, causal=causal).sum())
     assert cm.attention_flops(2, 3, nq, nk, 8, causal) == 4 * 2 * 3 * 8 * cm.visible_pairs(nq, nk, causal)
+
+
+def test_pairs_of_numbers_that_are_no_int():
+    """More queries than keys: floats (and numpy's integers) once took the branch of the symbols, and came out low."""
+    assert cm.visible_pairs(7.0, 2.0, causal=True) == cm.visible_pairs(7, 2, causal=True) == 3
+    assert cm.visible_pairs(np.int64(7), np.int64(2), causal=True) == 3
 
 
 def test_symbols_go_through():
