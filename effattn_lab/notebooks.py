@@ -188,14 +188,15 @@ def execute(notebook: Any, *, timeout: int = TIMEOUT_S, allow_errors: bool = Fal
             allow_errors=allow_errors,
             resources={"metadata": {"path": folder}},
         )
+        metadata = copy.deepcopy(notebook.metadata)
         client.execute(env=environment)
+    notebook.metadata = metadata  # the kernel writes its own versions there
     clean(notebook)
     return notebook
 
 
 def clean(notebook: Any) -> None:
     """Take out of the outputs what differs from run to run: times, counters, widget ids, progress on stderr."""
-    notebook.metadata.pop("widgets", None)
     count = 0
     for cell in notebook.cells:
         if cell.cell_type != "code":
@@ -214,7 +215,8 @@ def clean(notebook: Any) -> None:
                     kept.append(output)
                 continue
             if "data" in output:
-                output.data.pop("application/vnd.jupyter.widget-view+json", None)
+                if "application/vnd.jupyter.widget-view+json" in output.data:
+                    continue  # a progress bar; it has a random id, and nothing to show without a kernel
                 output.metadata = {}
             if output.output_type == "execute_result":
                 output.execution_count = count

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Step:
-    """The state after one tile: ``m, l [rows]``, ``acc [rows, D]``, the factor ``alpha [rows]``, row sums of ``p``."""
+    """The state after a tile: ``m, l [rows]``, ``acc [rows, D]``, factor ``alpha [rows]``, row sums of ``p``."""
 
     query_tile: int
     key_tile: int
@@ -189,7 +189,7 @@ def explorer(
         block_q, block_k: tile sizes.
 
     Returns:
-        an ipywidgets box; with ``EFFATTN_STATIC`` set, or without ipywidgets, the figure of the tile that moves m most.
+        an ipywidgets box; with ``EFFATTN_STATIC`` set or without ipywidgets, the tile that moves m most.
     """
     if q is None or k is None or v is None:
         q, k, v = example()

@@ -61,6 +61,7 @@ def flash_triton(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, block_m: int = 32, block_n: int = 32
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Launch `flash_kernel`: q [B, Hq, Nq, D], k and v [B, Hkv, Nk, D] give out and lse [B, Hq, Nq]."""
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()  # the kernel computes addresses from the shape
     batch, num_heads, seqlen_q, head_dim = q.shape
     out = torch.empty_like(q)
     lse = torch.empty(batch, num_heads, seqlen_q, device=q.device, dtype=torch.float32)
