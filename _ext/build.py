@@ -84,6 +84,24 @@ def clear_stale_outputs(cache: Path, key: str, fresh: bool) -> None:
     (cache / "code-key").write_text(key + "\n", encoding="utf-8")
 
 
+@contextlib.contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Two builds at once would share the stored outputs: the second waits (where the system has file locks)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if importlib.util.find_spec("fcntl") is None:
+        yield
+        return
+    import fcntl
+
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            print("Another build of the book is running; waiting for it ...", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def run_builder(out: Path, cache: Path) -> tuple[int, str]:
     """Run Jupyter Book in a process of its own, showing where it is; returns its status and its output."""
     script = (
@@ -164,6 +182,11 @@ def build(out: Path, fresh: bool = False) -> bool:
             file=sys.stderr,
         )
         return False
+    with one_at_a_time(ROOT / "_build"):
+        return build_alone(out, fresh)
+
+
+def build_alone(out: Path, fresh: bool) -> bool:
     html, stamp, begun = out / "html", out / "html" / ".inputs", time.monotonic()
     code = digest(CODE)
     inputs = f"{code} {digest(PAGES)}"

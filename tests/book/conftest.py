@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock  # comes with torch
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,13 +30,24 @@ def script() -> Any:
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the book's pages, built anew with warnings as errors (outputs of cells come from the cache)."""
-    out = tmp_path_factory.mktemp("book")
-    command = [sys.executable, str(ROOT / "_ext" / "build.py"), "--out", str(out)]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "CI": "true"}, text=True, capture_output=True)
-    if done.returncode != 0:
-        pytest.fail(f"the book does not build:\n{done.stdout[-2000:]}\n{done.stderr}", pytrace=False)
+def site(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """Folder of the book's pages, built anew with warnings as errors (outputs of cells come from the cache).
+
+    Test processes that run side by side share one build: the first makes it, the others wait.
+    """
+    base = tmp_path_factory.getbasetemp()
+    out = (base if worker_id == "master" else base.parent) / "book"
+    with FileLock(f"{out}.lock"):
+        failure = out / "failure.txt"
+        if not out.exists():
+            command = [sys.executable, str(ROOT / "_ext" / "build.py"), "--out", str(out)]
+            environment = {**os.environ, "CI": "true"}
+            done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True)
+            if done.returncode != 0:
+                out.mkdir(exist_ok=True)
+                failure.write_text(f"{done.stdout[-1000:]}\n{done.stderr}", encoding="utf-8")
+    if failure.exists():
+        pytest.fail(f"the book does not build:\n{failure.read_text(encoding='utf-8')}", pytrace=False)
     return out / "html"
 
 

@@ -12,7 +12,7 @@ import pytest
 from effattn_lab.foundations.presets import MODELS, calculator_data, estimate
 from effattn_lab.measure.roofline import GPUS
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("book")]
+pytestmark = pytest.mark.browser
 
 SCRIPT = Path(__file__).parents[2] / "_sims" / "roofline-calculator.js"
 

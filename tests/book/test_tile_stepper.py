@@ -11,7 +11,7 @@ from effattn_lab.foundations.attention import attention, lse
 from effattn_lab.foundations.cost_model import flash_tiled_bytes, keys_read
 from effattn_lab.full.flash import tile_step
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("book")]
+pytestmark = pytest.mark.browser
 
 SCRIPT = Path(__file__).parents[2] / "_sims" / "tile-stepper.js"
 
