@@ -121,12 +121,16 @@ def show(rows: Sequence[dict[str, Any]], as_json: bool, title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
-    for name in rows[0]:
+    # What is the same in every row is said once, below; the eye is for what differs.
+    same = [name for name in rows[0] if len(rows) > 2 and len({row[name] for row in rows}) == 1]
+    shared = " · ".join(f"{name} {_cell(rows[0][name])}" for name in same)
+    table = Table(title=title, title_justify="left", caption=shared or None, caption_justify="left")
+    varying = [name for name in rows[0] if name not in same]
+    for name in varying:
         number = all(isinstance(row[name], int | float | None) for row in rows)
-        table.add_column(name, justify="right" if number else "left", overflow="fold")
+        table.add_column(name, justify="right" if number else "left", no_wrap=number)
     for row in rows:
-        table.add_row(*(_cell(value) for value in row.values()))
+        table.add_row(*(_cell(row[name]) for name in varying))
     # Piped output keeps its columns instead of wrapping at 80.
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 
