@@ -205,7 +205,7 @@ def build_alone(out: Path, fresh: bool) -> bool:
     if status != 0 or not (html / "index.html").is_file():
         print(explain(output, html, log), file=sys.stderr)
         return False
-    # A cell whose run failed must not come from the cache next time: only a good build leaves the stamp.
+    # Only a good build leaves the stamp.
     stamp.write_text(inputs + "\n", encoding="utf-8")
     weights = [f.stat().st_size for f in html.rglob("*") if f.is_file()]
     pages = [f for f in html.rglob("*.html") if "_static" not in f.parts]
