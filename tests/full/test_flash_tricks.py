@@ -17,6 +17,20 @@ def test_exp2_cubic_error_is_what_the_chapter_says():
     assert exp2_cubic(torch.tensor([-torch.inf])).item() == 0.0
 
 
+def test_no_cubic_that_starts_at_one_does_much_better():
+    """Remez exchange: the best one has four extremes of equal size, 8.6e-5, against the 8.8e-5 of the one in use."""
+    f = torch.linspace(0, 1, 20_001, dtype=torch.float64)
+    signs = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
+    x = torch.tensor([0.1, 0.45, 0.83, 1.0], dtype=torch.float64)
+    for _ in range(8):
+        columns = torch.stack([x, x**2, x**3, signs * torch.exp2(x)], dim=1)
+        c1, c2, c3, _ = torch.linalg.solve(columns, torch.exp2(x) - 1)
+        error = (1 + f * (c1 + f * (c2 + f * c3))) / torch.exp2(f) - 1
+        turns = torch.nonzero(error.diff()[1:] * error.diff()[:-1] <= 0).flatten() + 1
+        x = torch.cat([f[turns[:3]], f[-1:]])
+    assert error.abs().max().item() == pytest.approx(8.56e-5, rel=2e-3)
+
+
 @pytest.mark.parametrize("threshold", [0.0, 2.0, 8.0, 1e9])
 @pytest.mark.parametrize("block", [1, 48, 64, 512])
 def test_the_threshold_does_not_change_the_answer(threshold, block):
