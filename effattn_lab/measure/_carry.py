@@ -186,8 +186,8 @@ def _add_value(bag: _Bag, function: Any, name: str, value: Any, emit: bool) -> N
         hint = str(function.__globals__.get("__annotations__", {}).get(name, ""))
         mark = ": _triton.language.constexpr" if "constexpr" in hint else ""
         line = f"{name}{mark} = {_literal(function, name, value)}"
-    elif callable(value) and _importable(value, getattr(value, "__name__", "")):
-        line = f"from {value.__module__} import {value.__name__} as {name}"
+    elif callable(value):
+        line = _import_function(value, name)
     if line is None:
         raise ValueError(
             f"kernel {function.__name__}: it uses the global {name!r} ({type(value).__name__}), which cannot be "
@@ -197,6 +197,19 @@ def _add_value(bag: _Bag, function: Any, name: str, value: Any, emit: bool) -> N
     bag.texts.append(line)
     if emit:
         bag.lines.append(line)
+
+
+def _import_function(value: Any, name: str) -> str | None:
+    """``from triton.language import exp2`` and the like; None if nobody could import this function."""
+    real = getattr(value, "__name__", "")
+    if _importable(value, real):
+        return f"from {value.__module__} import {real} as {name}"
+    # The interpreter of older tritons leaves its stand-ins in triton.language: look there for the public name.
+    language = sys.modules.get("triton.language")
+    same = [n for n in vars(language) if getattr(language, n) is value] if language else []
+    if not same and str(value.__module__).startswith("triton.language") and hasattr(language, real):
+        same = [real]
+    return f"from triton.language import {same[0]} as {name}" if same else None
 
 
 def _import_submodule(module: ModuleType, name: str) -> str:

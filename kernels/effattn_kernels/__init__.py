@@ -53,7 +53,11 @@ def _choose() -> tuple[str, str, str | None]:
             "interpreter. Restart Python (or the notebook's kernel) and either import effattn_kernels "
             "first or set the environment variable TRITON_INTERPRET=1."
         )
-        return "compiled", "no GPU and triton imported too early: restart and import effattn_kernels first", why
+        return (
+            "compiled",
+            "no GPU and triton imported too early: restart and import effattn_kernels first",
+            why,
+        )
     os.environ["TRITON_INTERPRET"] = "1"
     return "interpreter", "no GPU: Triton's interpreter on the CPU (same numbers, not the same speed)", None
 

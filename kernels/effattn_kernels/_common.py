@@ -46,7 +46,9 @@ def dot(a, b):
 
 
 @triton.jit
-def load_tile(ptrs, offs_n, seqlen, offs_d, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, CHECK_ROWS: tl.constexpr):
+def load_tile(
+    ptrs, offs_n, seqlen, offs_d, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, CHECK_ROWS: tl.constexpr
+):
     """Load a ``[rows, BLOCK_D]`` tile; what lies past the sequence or past HEAD_DIM reads as 0.
 
     Zeros are neutral: a padded column adds nothing to a dot product. The checks that cannot fail are not compiled in.
@@ -57,7 +59,7 @@ def load_tile(ptrs, offs_n, seqlen, offs_d, HEAD_DIM: tl.constexpr, BLOCK_D: tl.
         else:
             tile = tl.load(ptrs, mask=(offs_n[:, None] < seqlen) & (offs_d[None, :] < HEAD_DIM), other=0.0)
     else:
-        if BLOCK_D == HEAD_DIM:
+        if BLOCK_D == HEAD_DIM:  # noqa: SIM108
             tile = tl.load(ptrs)
         else:
             tile = tl.load(ptrs, mask=offs_d[None, :] < HEAD_DIM, other=0.0)

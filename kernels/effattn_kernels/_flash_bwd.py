@@ -73,7 +73,12 @@ def _absorb_query_tiles(
         offs_m = start_m + tile_m
         head = g.to(tl.int64)
         row = start_m.to(tl.int64)
-        q_ptrs = q_ptr + head * stride_qh + row * stride_qn + (tile_m[:, None] * stride_qn + offs_d[None, :] * stride_qd)
+        q_ptrs = (
+            q_ptr
+            + head * stride_qh
+            + row * stride_qn
+            + (tile_m[:, None] * stride_qn + offs_d[None, :] * stride_qd)
+        )
         do_ptrs = do_ptr + head * stride_doh + row * stride_don + (
             tile_m[:, None] * stride_don + offs_d[None, :] * stride_dod)  # fmt: skip
         q = load_tile(q_ptrs, offs_m, seqlen_q, offs_d, HEAD_DIM, BLOCK_D, MASKED)  # [BLOCK_M, BLOCK_D]

@@ -32,7 +32,7 @@ def _absorb_key_tiles(
             see = visible(pos_m[:, None], offs_n[None, :], seqlen_k, window_size, CAUSAL, WINDOW)
             s = tl.where(see, s, float("-inf"))
         m_new = tl.maximum(m_i, tl.max(s, 1))  # [BLOCK_M]
-        if MASKED:
+        if MASKED:  # noqa: SIM108
             # A row that has seen no key yet has maximum -inf, and -inf - (-inf) is NaN.
             # Any finite origin will do: its p and its alpha are 2^-inf = 0.
             origin = tl.where(m_new == float("-inf"), 0.0, m_new)

@@ -1,8 +1,9 @@
 """Which tile each GPU gets: one table, chosen with the x-ray (``effattn xray flash``).
 
-A tile is chosen by what must hold and then by what is wanted. It must compile without spills, fit the shared memory that one block
-may take, and use the tensor cores where the GPU has them. Wanted is the largest one: a tile of
-BLOCK_M queries uses each key it loads BLOCK_M times, so traffic falls as BLOCK_M grows.
+A tile must compile without spills, fit the shared memory that one block may take, and use the tensor cores
+where the GPU has them, with the causal mask and without, with a window and without. Of those that do, the table has
+the largest tried: a tile of BLOCK_M queries uses each key it loads BLOCK_M times, so traffic falls as BLOCK_M
+grows. No tile here was chosen by timing.
 """
 
 from __future__ import annotations
@@ -34,13 +35,18 @@ def _row(*tiles: tuple[int, int, int, int]) -> Tiles:
 
 
 # The preprocess kernel streams rows and multiplies nothing: any tile does. (BLOCK_M, unused, warps, stages)
-PREPROCESS = Tile(64, 0, 4, 1)
+PREPROCESS = Tile(32, 0, 4, 1)
 
-# (architecture, bytes an element) -> {largest head dim: (fwd, dkdv, dq)}, each (BLOCK_M, BLOCK_N, warps, stages).
+# (architecture, bytes an element) -> {largest head dim: fwd, dkdv, dq}, each (BLOCK_M, BLOCK_N, warps, stages).
 #
-# T4 (sm75): Triton has no tensor-core path for it since 3.3, tl.dot becomes scalar FMAs, and every thread keeps whole rows of the
-# operands: large tiles spill kilobytes (3 KB a thread at 64 x 64, 4 warps), so its tiles are small.
-# fp32 (4 bytes) takes the same FMA path on every NVIDIA GPU, because its dots are IEEE; MI300X has fp32 matrix cores.
+# T4 (sm75): Triton has had no tensor-core path for it since 3.3. tl.dot becomes scalar multiply-adds, each thread
+# keeps whole rows of the operands, and a 64 x 64 tile spills 3 KB a thread: hence the small tiles. With 16-bit
+# inputs even 16 x 16 spills in the backward at head dim 256 (dkdv 904, dq 296 bytes a thread), and dq 8 bytes
+# at head dim 128 without the causal mask.
+# fp32 (4 bytes) takes the same path on every NVIDIA GPU, because its dots are IEEE; MI300X has fp32 matrix
+# cores. T4 at head dim 256: only 2 warps fit into its 64 KiB, and dkdv spills 648 bytes.
+# Blackwell (sm100) with fp32 tiles of 64 x 32 at head dim 128 spilled 784 bytes where A100 spilled none: the same
+# source, another register allocator. A table row is worth nothing on a GPU it was not compiled for.
 TABLE: dict[tuple[str, int], dict[int, Tiles]] = {
     ("interpreter", 2): {256: _row((32, 32, 4, 1), (32, 32, 4, 1), (32, 32, 4, 1))},
     ("interpreter", 4): {256: _row((32, 32, 4, 1), (32, 32, 4, 1), (32, 32, 4, 1))},
@@ -52,11 +58,11 @@ TABLE: dict[tuple[str, int], dict[int, Tiles]] = {
     ("sm75", 4): {
         64: _row((64, 32, 8, 1), (32, 32, 8, 1), (32, 32, 8, 1)),
         128: _row((32, 16, 8, 1), (16, 32, 8, 1), (32, 32, 8, 1)),
-        256: _row((16, 16, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
+        256: _row((16, 16, 8, 1), (16, 16, 2, 1), (16, 16, 8, 1)),
     },
     ("sm80", 2): {
-        64: _row((128, 64, 4, 3), (64, 128, 8, 2), (128, 64, 8, 2)),
-        128: _row((128, 64, 8, 3), (64, 64, 8, 2), (64, 64, 8, 2)),
+        64: _row((128, 64, 8, 3), (64, 128, 8, 2), (128, 64, 8, 2)),
+        128: _row((128, 32, 8, 3), (64, 64, 8, 2), (64, 64, 8, 2)),
         256: _row((64, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2)),
     },
     ("sm80", 4): {
@@ -65,7 +71,7 @@ TABLE: dict[tuple[str, int], dict[int, Tiles]] = {
     },
     ("sm89", 2): {
         64: _row((128, 64, 4, 3), (64, 128, 8, 2), (128, 64, 8, 2)),
-        128: _row((128, 64, 8, 3), (64, 64, 8, 2), (64, 64, 8, 2)),
+        128: _row((128, 32, 8, 3), (64, 64, 8, 2), (64, 64, 8, 2)),
         256: _row((64, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2)),
     },
     ("sm89", 4): {
@@ -84,18 +90,18 @@ TABLE: dict[tuple[str, int], dict[int, Tiles]] = {
         256: _row((32, 16, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1)),
     },
     ("sm100", 2): {
-        64: _row((128, 128, 8, 3), (64, 128, 8, 2), (128, 64, 8, 2)),
-        128: _row((128, 128, 8, 3), (64, 128, 8, 2), (128, 64, 8, 2)),
+        64: _row((128, 64, 8, 3), (64, 128, 8, 2), (64, 64, 8, 2)),
+        128: _row((128, 64, 8, 3), (64, 128, 8, 2), (128, 64, 8, 2)),
         256: _row((64, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2)),
     },
     ("sm100", 4): {
         64: _row((64, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2)),
         128: _row((32, 16, 8, 2), (16, 32, 8, 2), (32, 16, 8, 2)),
-        256: _row((32, 16, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1)),
+        256: _row((32, 16, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
     },
     ("sm120", 2): {
         64: _row((128, 64, 8, 3), (32, 128, 8, 2), (128, 64, 8, 2)),
-        128: _row((128, 64, 8, 3), (64, 64, 8, 2), (64, 64, 8, 2)),
+        128: _row((128, 32, 8, 3), (64, 64, 8, 2), (64, 64, 8, 2)),
         256: _row((64, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2)),
     },
     ("sm120", 4): {
@@ -111,12 +117,19 @@ TABLE: dict[tuple[str, int], dict[int, Tiles]] = {
     ("gfx942", 4): {
         64: _row((128, 64, 4, 2), (64, 64, 4, 1), (64, 64, 4, 2)),
         128: _row((128, 64, 4, 2), (32, 64, 4, 1), (128, 32, 4, 1)),
-        256: _row((64, 32, 4, 1), (16, 32, 4, 1), (32, 32, 4, 1)),
+        256: _row((64, 32, 4, 1), (16, 32, 4, 1), (32, 16, 4, 1)),
     },
 }
 
 # Architectures without a row of their own use the one with the same instructions and no more shared memory.
-_NEAREST = {"sm86": "sm89", "sm87": "sm80", "sm103": "sm100", "sm121": "sm120", "gfx90a": "gfx942", "gfx950": "gfx942"}
+_NEAREST = {
+    "sm86": "sm89",
+    "sm87": "sm80",
+    "sm103": "sm100",
+    "sm121": "sm120",
+    "gfx90a": "gfx942",
+    "gfx950": "gfx942",
+}
 
 
 def pad_head_dim(head_dim: int) -> int:

@@ -30,7 +30,9 @@ def check_attention_inputs(
         if not isinstance(x, torch.Tensor):
             raise ValueError(f"{name}: expected a torch.Tensor, got {type(x).__name__}")
         if x.dim() != 4:
-            raise ValueError(f"{name}: expected 4 dimensions [B, H, N, D], got {x.dim()} with shape {tuple(x.shape)}")
+            raise ValueError(
+                f"{name}: expected 4 dimensions [B, H, N, D], got {x.dim()} with shape {tuple(x.shape)}"
+            )
         if x.dtype not in DTYPES:
             raise ValueError(f"{name}: expected float16, bfloat16 or float32, got {x.dtype}")
         if 0 in x.shape:
@@ -67,5 +69,9 @@ def check_attention_inputs(
                 f"q: expected a tensor on the GPU (kernels are compiled here), got device {q.device}; "
                 "move it with .cuda(), or set TRITON_INTERPRET=1 before Python starts to run on the CPU"
             )
-        if q.dtype is torch.bfloat16 and torch.version.hip is None and torch.cuda.get_device_capability(q.device) < (8, 0):
+        if (
+            q.dtype is torch.bfloat16
+            and torch.version.hip is None
+            and torch.cuda.get_device_capability(q.device) < (8, 0)
+        ):
             raise ValueError("q: expected float16 or float32 (this GPU has no bfloat16), got torch.bfloat16")

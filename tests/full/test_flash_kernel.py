@@ -326,7 +326,10 @@ BAD = {
     "integers": (dict(k=torch.ones(1, 2, 8, 16, dtype=torch.int32)), "k: expected float16"),
     "float64": (dict(q=torch.randn(1, 4, 8, 16).double()), "q: expected float16"),
     "length-0": (dict(k=torch.randn(1, 2, 0, 16), v=torch.randn(1, 2, 0, 16)), "k: expected every dimension"),
-    "batch": (dict(k=torch.randn(2, 2, 8, 16), v=torch.randn(2, 2, 8, 16)), "k: expected the batch size of q"),
+    "batch": (
+        dict(k=torch.randn(2, 2, 8, 16), v=torch.randn(2, 2, 8, 16)),
+        "k: expected the batch size of q",
+    ),
     "head-dim-differs": (dict(v=torch.randn(1, 2, 8, 32)), "v: expected the head dimension of q"),
     "head-dim-small": (
         dict(q=torch.randn(1, 4, 8, 8), k=torch.randn(1, 2, 8, 8), v=torch.randn(1, 2, 8, 8)),
@@ -334,7 +337,10 @@ BAD = {
     ),
     "v-heads": (dict(v=torch.randn(1, 1, 8, 16)), "v: expected the number of heads of k"),
     "v-length": (dict(v=torch.randn(1, 2, 7, 16)), "v: expected the length of k"),
-    "groups": (dict(k=torch.randn(1, 3, 8, 16), v=torch.randn(1, 3, 8, 16)), "k: expected a number of heads that divides"),
+    "groups": (
+        dict(k=torch.randn(1, 3, 8, 16), v=torch.randn(1, 3, 8, 16)),
+        "k: expected a number of heads that divides",
+    ),
     "dtypes": (dict(v=torch.randn(1, 2, 8, 16).half()), "v: expected the dtype of q"),
     "devices": (dict(k=torch.randn(1, 2, 8, 16, device="meta")), "k: expected the device of q"),
     "scale-nan": (dict(scale=math.nan), "scale: expected a finite number or None, got nan"),
@@ -349,7 +355,8 @@ BAD = {
 def test_bad_input(case):
     change, message = BAD[case]
     change = {
-        n: x.to(DEVICE) if isinstance(x, torch.Tensor) and x.device.type == "cpu" else x for n, x in change.items()
+        n: x.to(DEVICE) if isinstance(x, torch.Tensor) and x.device.type == "cpu" else x
+        for n, x in change.items()
     }
     with pytest.raises(ValueError, match=message):
         flash_attention(**tensors(**change))
@@ -402,7 +409,8 @@ def test_without_triton():
     code = (
         "import importlib.util as u; find = u.find_spec\n"
         "u.find_spec = lambda n, *a: None if n == 'triton' else find(n, *a)\n"
-        "import torch, effattn_kernels.flash as f, effattn_kernels as e; x = torch.randn(1, 1, 4, 16); print(e.MODE)\n"
+        "import torch, effattn_kernels.flash as f, effattn_kernels as e; x = torch.randn(1, 1, 4, 16)\n"
+        "print(e.MODE)\n"
         "try: f.flash_attention(x, x, x)\n"
         "except RuntimeError as e: print(e)"
     )
@@ -436,7 +444,9 @@ def gpu_dtypes():
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", gpu_dtypes())
 @pytest.mark.parametrize("head_dim", [16, 64, 96, 128, 256], ids=lambda d: f"D{d}")
-@pytest.mark.parametrize("lengths", [(1000, 1000), (1, 2049), (300, 1111)], ids=lambda n: f"Tq{n[0]}-Tk{n[1]}")
+@pytest.mark.parametrize(
+    "lengths", [(1000, 1000), (1, 2049), (300, 1111)], ids=lambda n: f"Tq{n[0]}-Tk{n[1]}"
+)
 def test_on_gpu(lengths, head_dim, dtype):
     check((2, 4, 2, *lengths, head_dim), DTYPES[dtype], causal=True)
     check((2, 4, 2, *lengths, head_dim), DTYPES[dtype], causal=True, window_size=200)
@@ -450,7 +460,9 @@ def test_agrees_with_sdpa(dtype):
     ours = flash_attention(q, k, v, causal=True)
     theirs = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
     do = torch.randn_like(ours)
-    tolerance = {"fp32": 2e-4, "fp16": 2e-2, "bf16": 1.5e-1}[dtype]  # gradients reach 20: 2-4 units in the last place
+    tolerance = {"fp32": 2e-4, "fp16": 2e-2, "bf16": 1.5e-1}[
+        dtype
+    ]  # gradients reach 20: 2-4 units in the last place
     torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
     for a, b in zip(torch.autograd.grad(ours, (q, k, v), do), torch.autograd.grad(theirs, (q, k, v), do)):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)

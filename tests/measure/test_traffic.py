@@ -42,7 +42,9 @@ def _histogram(x_ptr, out_ptr, BLOCK: tl.constexpr):
     tl.atomic_add(out_ptr + x, 1, mask=x < 3)
 
 
-@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 4), (torch.float16, 2), (torch.int8, 1)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "size"), [(torch.float32, 4), (torch.float16, 2), (torch.int8, 1)], ids=str
+)
 def test_masked_lanes_are_not_counted(dtype, size):
     """100 elements in blocks of 64: the second block's 28 idle lanes move nothing."""
     x, y = torch.ones(100, dtype=dtype), torch.zeros(100, dtype=dtype)
@@ -102,7 +104,9 @@ CASES = {
     "one-query": dict(seqlen_q=1, seqlen_k=70),
     "fewer-keys": dict(seqlen_q=100, seqlen_k=40),
     "fp32-D60": dict(seqlen_q=65, seqlen_k=65, head_dim=60, dtype="fp32"),
-    "bf16-H6-3": dict(batch=2, num_heads=6, num_kv_heads=3, seqlen_q=33, seqlen_k=33, head_dim=16, dtype="bf16"),
+    "bf16-H6-3": dict(
+        batch=2, num_heads=6, num_kv_heads=3, seqlen_q=33, seqlen_k=33, head_dim=16, dtype="bf16"
+    ),
 }
 
 
@@ -146,7 +150,7 @@ def test_queries_read_by_brute_force(causal):
 @pytest.mark.parametrize("mode", ["compiled", "unavailable"])
 def test_only_in_the_interpreter(monkeypatch, mode):
     monkeypatch.setattr(effattn_kernels, "MODE", mode)
-    with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1|Linux"), count():
+    with pytest.raises(RuntimeError, match=r"TRITON_INTERPRET=1|Linux"), count():
         pass
 
 

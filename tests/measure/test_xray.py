@@ -97,7 +97,11 @@ def test_no_bf16_on_t4():
 def from_a_cell():
     names = cell(CELL)
     signature = {"x_ptr": "*fp16", "y_ptr": "*fp32", "n": "i32"}
-    return names, signature, xray(names["scaled_product"], signature, {"BLOCK": 64}, gpus=["T4", "A100", "MI300X"])
+    return (
+        names,
+        signature,
+        xray(names["scaled_product"], signature, {"BLOCK": 64}, gpus=["T4", "A100", "MI300X"]),
+    )
 
 
 def test_kernel_in_a_notebook_cell(from_a_cell):
@@ -158,12 +162,24 @@ BROKEN = """
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda n: xray(n["uses_a_list"], {"x_ptr": "*i32"}), "it uses the global 'TABLE' .list., which cannot"),
-        (lambda n: xray(n["uses_nothing_known"], {"x_ptr": "*i32"}), "it uses 'no_such_name', which is not defined"),
+        (
+            lambda n: xray(n["uses_a_list"], {"x_ptr": "*i32"}),
+            "it uses the global 'TABLE' .list., which cannot",
+        ),
+        (
+            lambda n: xray(n["uses_nothing_known"], {"x_ptr": "*i32"}),
+            "it uses 'no_such_name', which is not defined",
+        ),
         (lambda n: xray(len, {}), "kernel: expected a function decorated with @triton.jit"),
-        (lambda n: xray(n["uses_a_list"], {}), "signature: expected a type or a compile-time value for 'x_ptr'"),
+        (
+            lambda n: xray(n["uses_a_list"], {}),
+            "signature: expected a type or a compile-time value for 'x_ptr'",
+        ),
         (lambda n: xray(n["uses_a_list"], {"y": "i32"}), "has no argument 'y'"),
-        (lambda n: xray(n["uses_a_list"], {"x_ptr": "*i32"}, gpus="V100"), "gpus: expected 'all' or some of T4, A100"),
+        (
+            lambda n: xray(n["uses_a_list"], {"x_ptr": "*i32"}, gpus="V100"),
+            "gpus: expected 'all' or some of T4, A100",
+        ),
         (lambda n: xray_rows("mamba"), "kernel: expected 'flash'"),
         (lambda n: xray_rows("flash", gpus="T4", dtypes=("fp8",)), "dtypes: expected some of fp16"),
     ],
@@ -175,7 +191,9 @@ def test_bad_input(call, message):
 
 def test_what_a_gpu_would_refuse_is_refused():
     """The interpreter reads ordinary globals; a compiled kernel may not. The x-ray says so before a GPU does."""
-    with pytest.raises(RuntimeError, match=r"uses_a_plain_global does not compile for T4 (?s:.*)global variable PLAIN"):
+    with pytest.raises(
+        RuntimeError, match=r"uses_a_plain_global does not compile for T4 (?s:.*)global variable PLAIN"
+    ):
         xray(cell(BROKEN)["uses_a_plain_global"], {"x_ptr": "*i32"}, gpus="T4")
 
 
