@@ -69,6 +69,12 @@ def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
     assert styles == []
 
 
+def test_no_page_shows_the_markup_of_a_directive(site: Path) -> None:
+    """A backtick in the title of a fence of backticks is no fence: the page then prints it, without a warning."""
+    shown = [p.name for p in pages(site) if re.search(r"(?:`{3}|:{3})\{[a-z]", p.read_text(encoding="utf-8"))]
+    assert shown == []
+
+
 def test_ids_are_unique(site: Path, toc_page: str) -> None:
     ids = parse(site / f"{toc_page}.html").ids
     assert sorted({i for i in ids if ids.count(i) > 1}) == []
