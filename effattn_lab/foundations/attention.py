@@ -37,8 +37,9 @@ def visible(
     """
     if window_size is not None:
         check_positive_int("window_size", window_size)
-    position = torch.arange(seqlen_q, device=device)[:, None] + (seqlen_k - seqlen_q)  # [seqlen_q, 1]
-    distance = position - torch.arange(seqlen_k, device=device)  # > 0: the key is in the past
+    offset = seqlen_k - seqlen_q
+    position = torch.arange(seqlen_q, device=device)[:, None] + offset  # [seqlen_q, 1]
+    distance = position - torch.arange(seqlen_k, device=device)  # > 0: key in the past
     keep = torch.ones(seqlen_q, seqlen_k, dtype=torch.bool, device=device)
     if causal:
         keep &= distance >= 0
@@ -48,10 +49,10 @@ def visible(
 
 
 def repeat_kv(x: torch.Tensor, groups: int) -> torch.Tensor:
-    """Give each query head its key-value head: ``[B, Hkv, N, D]`` to ``[B, Hkv * groups, N, D]``.
+    """A key-value head for each query head: ``[B, Hkv, N, D]`` to ``[B, Hq, N, D]``.
 
-    Query head ``h`` reads key-value head ``h // groups``: neighbours share, so heads repeat in place
-    (``repeat_interleave``); tiling the whole list would pair head 1 with the wrong keys.
+    Query head ``h`` reads key-value head ``h // groups``: neighbours share, so heads repeat
+    in place; tiling the whole list would pair head 1 with the wrong keys.
     """
     return x if groups == 1 else x.repeat_interleave(groups, dim=1)
 

@@ -67,10 +67,9 @@ def naive_bytes(
 
     Q, K, V are read once, O written once; S and P are each written by one kernel and read by the next.
     """
-    matrices = 4 * batch * num_heads * seqlen_q * seqlen_k
-    return itemsize * (
-        matrices + _qkvo_elements(batch, num_heads, num_kv_heads, seqlen_q, seqlen_k, head_dim)
-    )
+    matrices = 4 * batch * num_heads * seqlen_q * seqlen_k  # S and P, written and read
+    rest = _qkvo_elements(batch, num_heads, num_kv_heads, seqlen_q, seqlen_k, head_dim)
+    return itemsize * (matrices + rest)
 
 
 def flash_bytes(
