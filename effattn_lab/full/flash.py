@@ -98,7 +98,7 @@ def tile_step(
     """
     m_new = torch.maximum(m_i, s.amax(dim=-1))
     origin = _finite(m_new)
-    alpha = torch.exp(m_i - origin)  # moves the origin of all that was summed: 0 at the first tile
+    alpha = torch.exp(m_i - origin)  # moves the origin of the sums; 0 at the first tile
     p = torch.exp(s - origin[..., None])  # [..., block_q, block_k]
     l_i = alpha * l_i + p.sum(dim=-1)
     acc = alpha[..., None] * acc + p @ v
@@ -145,9 +145,8 @@ class _Flash(torch.autograd.Function):
             acc = torch.zeros_like(q_i)
             first_row = i + seqlen_k - seqlen_q
             last_row = first_row + q_i.shape[2] - 1
-            end = (
-                min(seqlen_k, last_row + 1) if causal else seqlen_k
-            )  # tiles above the diagonal are not visited
+            # Tiles above the diagonal are not visited.
+            end = min(seqlen_k, last_row + 1) if causal else seqlen_k
             for j in range(0, end, block_k):
                 k_j, v_j = k[:, :, j : j + block_k], v[:, :, j : j + block_k]
                 s = _tile_scores(q_i, k_j, scale, first_row, j, causal)
