@@ -179,7 +179,8 @@ def execute(notebook: Any, *, timeout: int = TIMEOUT_S, allow_errors: bool = Fal
     from nbclient import NotebookClient
 
     notebook = copy.deepcopy(notebook)
-    environment = {**os.environ, "EFFATTN_STATIC": "1", "TQDM_DISABLE": "1", "PYTHONHASHSEED": "0"}
+    # No GPU even where there is one: the stored outputs must not depend on who ran `make labs`.
+    environment = {**os.environ, "EFFATTN_STATIC": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONHASHSEED": "0"}
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(
             notebook,

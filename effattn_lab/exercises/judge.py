@@ -12,7 +12,7 @@ import linecache
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -60,6 +60,10 @@ def _poisoned() -> Iterator[None]:
 
 def run(fn: Callable[..., Any], case: Case, device: str = "cpu") -> Run:
     """Call ``fn`` on fresh copies of the case's arguments; its exceptions become a `Failure`."""
+    with suppress(ImportError):
+        # Decides how kernels run. It must come first: torch imports triton by itself, for instance when it is
+        # asked for deterministic algorithms, and after that it is too late for the interpreter.
+        import effattn_kernels  # noqa: F401
     arguments = case.arguments(device)
     try:
         with _poisoned():
