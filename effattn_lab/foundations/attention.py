@@ -49,10 +49,10 @@ def visible(
 
 
 def repeat_kv(x: torch.Tensor, groups: int) -> torch.Tensor:
-    """A key-value head for each query head: ``[B, Hkv, N, D]`` to ``[B, Hq, N, D]``.
+    """A KV head for each query head: ``[B, Hkv, N, D]`` to ``[B, Hq, N, D]``.
 
-    Query head ``h`` reads key-value head ``h // groups``: neighbours share, so heads repeat
-    in place; tiling the whole list would pair head 1 with the wrong keys.
+    Query head ``h`` reads key-value head ``h // groups``: neighbours share, so heads
+    repeat in place; tiling the whole list would pair head 1 with the wrong keys.
     """
     return x if groups == 1 else x.repeat_interleave(groups, dim=1)
 
