@@ -15,9 +15,12 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 GRAVE = ("serious", "critical")
+# Half of a page's elements are letters of formulas and words of code, coloured alike everywhere: one page shows all.
+ALIKE = [[".bd-article .highlight pre"], ["mjx-container"]]
+ALL_OF_IT = "chapters/foundations/attention.html"
 TYPESET = "() => window.MathJax && MathJax.startup && MathJax.startup.promise.then(() => true)"
-UNFOLD = """() => {
-    document.querySelectorAll('.bd-article details').forEach((d) => { d.open = true; });
+UNFOLD = """(most) => {
+    [...document.querySelectorAll('.bd-article details')].slice(0, most).forEach((d) => { d.open = true; });
     document.querySelectorAll('.toggle-hidden').forEach((d) => d.classList.remove('toggle-hidden'));
     return new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
 }"""
@@ -70,7 +73,8 @@ def grave_faults(page: Any, **options: Any) -> list[str]:
 
     # Without `preload`, axe fetches style sheets once more by itself.
     options = {"preload": False, "resultTypes": ["violations"], **options}
-    found = Axe().run(page, options=options).response["violations"]
+    context = None if page.url.endswith(ALL_OF_IT) else {"exclude": ALIKE}
+    found = Axe().run(page, context=context, options=options).response["violations"]
     return [
         f"{fault['id']}: {node['html'][:160]} ({' '.join(node.get('failureSummary', '').split())[:240]})"
         for fault in found
@@ -114,12 +118,13 @@ def test_page(watched: Watched, address: str, site: Path, toc_page: str) -> None
     assert silent == [], "pictures without alternative text"
     assert dead_links(page.evaluate(LINKS), address, site) == []
 
-    page.evaluate(UNFOLD)
+    # Folded answers look alike: axe reads some of them, the check of the width all.
+    page.evaluate(UNFOLD, 12)
     assert grave_faults(page) == [], "wide, light"
     show(page, "dark")
     assert grave_faults(page, runOnly=["color-contrast"]) == [], "wide, dark"
     page.set_viewport_size(NARROW)
-    page.evaluate(UNFOLD)
+    page.evaluate(UNFOLD, 1000)
     assert page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"] + 1, page.evaluate(WIDEST)
     assert grave_faults(page, rules={"color-contrast": {"enabled": False}}) == [], "narrow"
     assert watched.faults == []
