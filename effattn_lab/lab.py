@@ -28,11 +28,17 @@ def start(seed: int = 0) -> torch.device:
     names = ["torch", "triton"] if platform.system() == "Linux" else ["torch"]
     found = {name: importlib.metadata.version(name) for name in names}
     for name, version in found.items():
-        digits = tuple(int("".join(filter(str.isdigit, part)) or 0) for part in version.split("+")[0].split(".")[:2])
+        digits = tuple(
+            int("".join(filter(str.isdigit, part)) or 0) for part in version.split("+")[0].split(".")[:2]
+        )
         if digits < OLDEST[name]:
             oldest = ".".join(map(str, OLDEST[name]))
-            raise RuntimeError(f"{name} {version} is too old: {oldest} or newer is needed (choose a newer runtime)")
-    device = torch.device("cuda" if effattn_kernels.MODE == "compiled" and torch.cuda.is_available() else "cpu")
+            raise RuntimeError(
+                f"{name} {version} is too old: {oldest} or newer is needed (choose a newer runtime)"
+            )
+    device = torch.device(
+        "cuda" if effattn_kernels.MODE == "compiled" and torch.cuda.is_available() else "cpu"
+    )
     versions = ", ".join(f"{name} {version}" for name, version in found.items())
     print(f"Python {platform.python_version()}, {versions}; tensors for kernels on: {device}")
     print(effattn_kernels.describe())

@@ -107,10 +107,14 @@ def _examine(exercise: Exercise, fn: Callable[..., Any], seed: int, rungs: int) 
             failures[probe.name], skipped[probe.name] = _observe(probe, fn)
 
     lines = [f"{exercise.id}: {exercise.title}"]
+    shown: list[str] = []
     for name, failure in failures.items():
-        if failure is not None:
+        if failure is not None and failure.kind == "exception" and failure.lines() == shown:
+            lines.append(f"  ✗ {name}: the same")
+        elif failure is not None:
+            shown = failure.lines()
             lines.append(f"  ✗ {name}")
-            lines += _wrapped(failure.lines(), "      ")
+            lines += _wrapped(shown, "      ")
         elif skipped.get(name):
             lines.append(f"  – {name}: {skipped[name]}")
         else:
@@ -154,7 +158,9 @@ def _causes(exercise: Exercise, failures: dict[str, Failure | None], exact: str 
     for name, failure in failures.items():
         # Changing an argument has its own cause, whatever else is wrong.
         if failure is not None and (name in COMMON or not causes):
-            causes.append(_by_kind(exercise, failure) or generic[name])
+            # An error in one case only has to do with what that case is about.
+            some_hold = failure.kind == "exception" and any(failures[n] is None for n in exercise.properties)
+            causes.append(generic[name] if some_hold else _by_kind(exercise, failure) or generic[name])
     return causes
 
 
@@ -173,7 +179,7 @@ def _by_kind(exercise: Exercise, failure: Failure) -> str | None:
     if failure.kind == "dtype":
         return "A cast in between (.half(), .double(), a tensor made without dtype=) changed the type of the result."
     if failure.kind == "exception":
-        return f"The function stopped with an error; it should be {exercise.signature}."
+        return f"Python stopped at the line above. The function should be {exercise.signature}."
     return None
 
 

@@ -69,10 +69,18 @@ def run(fn: Callable[..., Any], case: Case, device: str = "cpu") -> Run:
         with _poisoned():
             value = fn(*arguments.values())
     except (Exception, SystemExit) as error:
-        text = str(error).strip().splitlines() or [""]
-        message = f"{type(error).__name__}: {text[0][:160]}"
+        inner = _innermost(error)
+        text = str(inner).strip().splitlines() or [""]
+        message = f"{type(inner).__name__}: {text[0][:160]}"
         return Run(case, None, Failure(case.property, "exception", message, _line_of(fn, error)), arguments)
     return Run(case, value, None, arguments)
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """What was raised first: Triton's interpreter wraps an exception of the kernel in one of its own."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _line_of(fn: Callable[..., Any], error: BaseException) -> str:
@@ -80,12 +88,14 @@ def _line_of(fn: Callable[..., Any], error: BaseException) -> str:
     code = getattr(fn, "__code__", None)
     own = code.co_filename if code else None
     found: tuple[str, int] | None = None
-    tb: TracebackType | None = error.__traceback__
-    while tb is not None:
-        filename = tb.tb_frame.f_code.co_filename
-        if filename == own:
-            found = filename, tb.tb_lineno
-        tb = tb.tb_next
+    # The launcher's line first, then, when the kernel in the same cell failed, the kernel's.
+    for part in (error, _innermost(error)):
+        tb: TracebackType | None = part.__traceback__
+        while tb is not None:
+            filename = tb.tb_frame.f_code.co_filename
+            if filename == own:
+                found = filename, tb.tb_lineno
+            tb = tb.tb_next
     if found is None:
         return "raised while calling the function: does it take these arguments, in this order?"
     return f"at the line: {linecache.getline(*found).strip() or f'number {found[1]}'}"

@@ -47,7 +47,7 @@ def test_ids_and_sizes():
 
 @pytest.mark.parametrize("exercise", FLASH, ids=lambda e: e.id)
 def test_reference_passes(exercise, capsys):
-    for seed in [0, 1, 2, 3, 17]:
+    for seed in [*seeds(exercise), 17]:
         result = check(exercise.id, exercise.solution, seed=seed)
         assert result, result.report
     assert "✗" not in capsys.readouterr().out
@@ -165,6 +165,34 @@ def test_odd_submissions_get_a_clear_line(fn, says):
     assert result.written
     assert says in flat(result.report)
     assert "Likely cause: " in result.report
+
+
+def test_an_error_in_a_kernel_names_the_kernels_line(tmp_path):
+    """Triton's interpreter wraps what a kernel raises; the report shows the kernel's own line."""
+    import importlib.util
+
+    from effattn_lab.exercises.full import _flash_triton
+
+    text = _flash_triton._source()
+    faults = {
+        "tl.max(s, 1)": (
+            "tl.max(scores, 1)",
+            "NameError: name 'scores' is not defined",
+            "m_new = tl.maximum(",
+        ),
+        "tl.dot(p.to(v.dtype), v": ("tl.dot(p, v", "Both operands must be same dtype", "p.to(v.dtype)"),
+    }
+    for number, (right, (wrong, error, also)) in enumerate(faults.items()):
+        path = tmp_path / f"wrong_{number}.py"
+        path.write_text(text.replace(right, wrong))
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        report = flat(check("full/flash/triton_forward", module.flash_triton).report)
+        assert error in report
+        assert f"at the line: {'m_new' if number == 0 else 'acc'} = " in report
+        assert also in report
+        assert report.count(error) == 1, "said once, then 'the same'"
 
 
 @pytest.mark.parametrize("fn", [blank, half_blank, lambda *a: (None, None), lambda *a: ...])

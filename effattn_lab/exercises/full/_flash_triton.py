@@ -218,6 +218,8 @@ TRITON_FORWARD = Exercise(
                 "lse is wrong where nothing is visible.",
                 "m not updated": "m is never set to m_new at the end of the loop body.",
                 "no guard": "A row that sees nothing becomes NaN: -inf - -inf. Use 0 as the origin there.",
+                "origin across columns": "origin is subtracted from the columns: a missing [:, None] broadcasts "
+                "along the wrong axis without an error when the tile is square.",
                 "acc not rescaled": "acc is not multiplied by alpha = exp(m - m_new).",
                 "l not rescaled": "l is not multiplied by alpha = exp(m - m_new).",
                 "inverse factor": "The old state is multiplied by exp(m_new - m), the inverse of the factor.",

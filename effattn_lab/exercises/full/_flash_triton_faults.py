@@ -78,6 +78,8 @@ def faulty_kernel(
             origin = tl.where(m_new == float("-inf"), 0.0, m_new)
         alpha = tl.exp(m - origin)
         p = tl.exp(s - origin[:, None])
+        if FAULT == "origin across columns":
+            p = tl.exp(s - origin[None, :])
         if FAULT == "base 2":
             alpha = tl.exp2(m - origin)
             p = tl.exp2(s - origin[:, None])
