@@ -33,7 +33,7 @@ lint: $(READY) ## style and types
 
 test: export OMP_NUM_THREADS = 1
 test: lint ## every check: style, types, tests, labs, the book in a browser
-	@$(PY) -m pytest -n 2 --dist loadgroup
+	@$(PY) -m pytest -n 2 --dist worksteal
 
 clean: ## remove what was built; the environment stays
 	rm -rf _build dist .pytest_cache .mypy_cache .ruff_cache

@@ -45,6 +45,9 @@ def _parser() -> argparse.ArgumentParser:
     xray.add_argument(
         "--dtype", nargs="+", default=["fp16"], choices=["fp16", "bf16", "fp32"], help="default: fp16"
     )
+    xray.add_argument(
+        "--mask", nargs="+", default=["causal"], choices=["full", "causal", "window"], help="default: causal"
+    )
     xray.set_defaults(run=_xray)
 
     traffic = commands.add_parser(
@@ -82,7 +85,7 @@ def _xray(args: argparse.Namespace) -> int:
     from effattn_lab.measure.xray import xray_rows
 
     gpus = "all" if args.gpu == "all" else [name.strip() for name in args.gpu.split(",")]
-    rows = xray_rows(args.slug, gpus=gpus, head_dims=tuple(args.head_dim), dtypes=tuple(args.dtype))
+    rows = xray_rows(args.slug, gpus, tuple(args.head_dim), tuple(args.dtype), tuple(args.mask))
     show(rows, args.json, title=f"{args.slug}: compiled ahead of time, as shipped")
     return 0
 

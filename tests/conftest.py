@@ -9,6 +9,8 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
+# First of all that may load triton: it decides between interpreter and compiler, once for the process.
+import effattn_kernels  # noqa: F401
 import pytest
 
 # Two test processes share few cores: torch's own threads would only get in each other's way.

@@ -51,6 +51,7 @@ class XRay:
     num_stages: int
     head_dim: int | None = None
     dtype: str | None = None
+    mask: str | None = None
     tile: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -98,8 +99,11 @@ def xray_rows(
     gpus: str | Sequence[str] = "all",
     head_dims: Iterable[int] = (64, 128),
     dtypes: Iterable[str] = ("fp16",),
+    masks: Iterable[str] = ("causal",),
 ) -> list[dict[str, Any]]:
-    """The shipped kernels with their shipped tiles (``effattn xray flash``): one dict a kernel, GPU, head dim, dtype.
+    """The shipped kernels with their shipped tiles (``effattn xray flash``).
+
+    One dict a kernel, GPU, head dim, dtype and mask ("full", "causal", "window"; a window here is causal too).
 
     bf16 on a T4 is left out: that GPU has none and `flash_attention` refuses it there.
     """
@@ -121,20 +125,20 @@ def xray_rows(
                     raise ValueError(f"dtypes: expected some of {', '.join(names)}, got {dtype!r}")
                 if target.gpu == "T4" and dtype == "bf16":
                     continue
-                for launch in launches(head_dim, names[dtype], target.sm.replace("_", "")):
-                    t = launch.tile
-                    jobs.append(
-                        Job(
-                            carry(launch.kernel),
-                            launch.signature,
-                            launch.constexprs,
-                            target,
-                            t.num_warps,
-                            t.num_stages,
+                for mask in masks:
+                    if mask not in ("full", "causal", "window"):
+                        raise ValueError(f"masks: expected some of full, causal, window, got {mask!r}")
+                    kinds = {"causal": mask != "full", "window": mask == "window"}
+                    for launch in launches(head_dim, names[dtype], target.sm.replace("_", ""), **kinds):
+                        t = launch.tile
+                        source = carry(launch.kernel)
+                        jobs.append(
+                            Job(
+                                source, launch.signature, launch.constexprs, target, t.num_warps, t.num_stages
+                            )
                         )
-                    )
-                    tile = f"{t.block_m}x{t.block_n}" if t.block_n else f"{t.block_m}"
-                    notes.append({"head_dim": head_dim, "dtype": dtype, "tile": tile})
+                        tile = f"{t.block_m}x{t.block_n}" if t.block_n else f"{t.block_m}"
+                        notes.append({"head_dim": head_dim, "dtype": dtype, "mask": mask, "tile": tile})
     return [replace(row, **note).as_dict() for row, note in zip(_run(jobs), notes)]
 
 

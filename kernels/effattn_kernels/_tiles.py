@@ -41,8 +41,7 @@ PREPROCESS = Tile(32, 0, 4, 1)
 #
 # T4 (sm75): Triton has had no tensor-core path for it since 3.3. tl.dot becomes scalar multiply-adds, each thread
 # keeps whole rows of the operands, and a 64 x 64 tile spills 3 KB a thread: hence the small tiles. With 16-bit
-# inputs even 16 x 16 spills in the backward at head dim 256 (dkdv 904, dq 296 bytes a thread), and dq 8 bytes
-# at head dim 128 without the causal mask.
+# inputs even 16 x 16 spills in the backward at head dim 256 (dkdv 904, dq 296 bytes a thread).
 # fp32 (4 bytes) takes the same path on every NVIDIA GPU, because its dots are IEEE; MI300X has fp32 matrix
 # cores. T4 at head dim 256: only 2 warps fit into its 64 KiB, and dkdv spills 648 bytes.
 # Blackwell (sm100) with fp32 tiles of 64 x 32 at head dim 128 spilled 784 bytes where A100 spilled none: the same

@@ -11,7 +11,6 @@ import pytest
 
 from effattn_lab.interview import load, select, topics
 
-pytestmark = pytest.mark.xdist_group("interview-book")
 ROOT = Path(__file__).parents[2]
 BANK = load()
 

@@ -68,9 +68,10 @@ CELL = """
 
 
 @pytest.mark.slow
-def test_flash_on_all_gpus():
+@pytest.mark.parametrize("mask", ["causal", "full"])
+def test_flash_on_all_gpus(mask):
     """What ships at head dims 64 and 128: no spills anywhere, tensor cores on all but the T4, nothing too large."""
-    rows = xray_rows("flash", gpus="all", head_dims=(64, 128), dtypes=("fp16",))
+    rows = xray_rows("flash", gpus="all", head_dims=(64, 128), dtypes=("fp16",), masks=(mask,))
     assert len(rows) == len(ALL) * 2 * 4
     for row in rows:
         what = f"{row['kernel']} D={row['head_dim']} on {row['gpu']}"
