@@ -145,8 +145,11 @@ def test_in_a_terminal(interrupt):
 
 def _take_terminal():
     import fcntl
+    import signal
     import termios
 
+    # A test run started in the background ignores Ctrl-C, and its children would inherit that.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
