@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("jupyter_book")
-
 
 @pytest.fixture
 def project(tmp_path: Path, script: Any, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 SVG = "{http://www.w3.org/2000/svg}"
@@ -83,7 +84,6 @@ ROOMS = {
 
 def extension(name: str) -> Any:
     """A module of ``_ext``, imported without a Sphinx application."""
-    pytest.importorskip("sphinx")
     if str(ROOT / "_ext") not in sys.path:
         sys.path.insert(0, str(ROOT / "_ext"))
     spec = importlib.util.spec_from_file_location(name, ROOT / "_ext" / f"{name}.py")
@@ -208,7 +208,6 @@ def test_map_without_its_chapter_has_no_links() -> None:
     ],
 )
 def test_mistakes_in_the_file_are_named(change: dict[str, Any], complaint: str, tmp_path: Path) -> None:
-    yaml = pytest.importorskip("yaml")
     wrong = {**SYSTEMS["quest"], **change}
     systems = [wrong if s["id"] == "quest" else s for s in DATA["systems"]]
     path = tmp_path / "map.yml"
