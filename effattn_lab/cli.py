@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="correctness, then speed against SDPA and the roofline")
     _kernel_arguments(bench)
     bench.add_argument(
-        "--seqlen", type=int, nargs="+", metavar="N", help="default: 512 2048, on a GPU 1024 4096 16384"
+        "--seqlen", type=int, nargs="+", metavar="N", help="default: 512 2048, on a GPU 1024 4096"
     )
     bench.set_defaults(run=_bench)
 
