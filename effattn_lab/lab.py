@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 
 import torch
@@ -20,6 +21,8 @@ def start(seed: int = 0) -> torch.device:
     Raises:
         RuntimeError: a version is too old; says which and what to do.
     """
+    # A bar that is written once to a notebook stays in it.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # First of all: it decides how kernels run, before anything imports triton.
     import effattn_kernels
 

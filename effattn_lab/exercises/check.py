@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import inspect
+import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from effattn_lab.exercises.core import Exercise, Failure, NotMeasured, Probe
+from effattn_lab.exercises.causes import STRUCTURAL, reordered, structural
+from effattn_lab.exercises.core import Exercise, Failure, NotMeasured, Probe, UsageError
 from effattn_lab.exercises.judge import (
     COMMON,
     REPEATABLE,
     UNTOUCHED,
     Run,
     diagnose,
+    empty_blanks,
     repeated,
     run,
     touched,
-    unwritten,
 )
 from effattn_lab.exercises.registry import get
+from effattn_lab.exercises.source import Blank, text_of
 
 _WIDTH = 100
 
@@ -72,7 +75,9 @@ def check(exercise_id: str, fn: Callable[..., Any], *, seed: int = 0, hint: int 
     """
     exercise = get(exercise_id)
     if not callable(fn):
-        raise ValueError(f"fn: expected your function, got {type(fn).__name__}")
+        raise UsageError(f"fn: expected your function, got {type(fn).__name__}")
+    if isinstance(hint, bool) or hint not in range(len(exercise.hints) + 1):
+        raise UsageError(f"hint: expected 0 to {len(exercise.hints)}, got {hint!r}")
     result = _examine(exercise, fn, seed, hint)
     _last[exercise_id] = fn, bool(result)
     print(result.report)
@@ -85,8 +90,9 @@ def _examine(exercise: Exercise, fn: Callable[..., Any], seed: int, rungs: int) 
     for case in exercise.make_inputs(np.random.default_rng(seed)):
         r = run(fn, case, device)
         judged.append((r, r.error or exercise.compare(r.value, exercise.want(case), case)))
-        if len(judged) == 1 and unwritten(fn, *judged[0]):
-            return _not_yet(exercise)
+        empty = empty_blanks(fn, *judged[-1])
+        if empty is not None:
+            return _not_yet(exercise, empty, rungs)
     failures: dict[str, Failure | None] = dict.fromkeys([*exercise.properties, *COMMON])
     for r, failure in judged:
         failures[r.case.property] = failures[r.case.property] or failure
@@ -94,98 +100,139 @@ def _examine(exercise: Exercise, fn: Callable[..., Any], seed: int, rungs: int) 
     for r, _ in judged[:2]:
         failures[REPEATABLE] = failures[REPEATABLE] or repeated(r, run(fn, r.case, device))
 
-    found = (
-        diagnose(exercise, [(r.case, r.value, f) for r, f in judged]) if any(f for _, f in judged) else None
-    )
-    if found is not None and found.mutant.unwritten:
-        return _not_yet(exercise)
-
     # A wrong result is judged first: how it was computed says little about it.
     skipped: dict[str, str] = {}
+    hints = dict(COMMON)
     if not any(failures.values()):
         for probe in exercise.probes:
-            failures[probe.name], skipped[probe.name] = _observe(probe, fn)
+            failures[probe.name], skipped[probe.name], hints[probe.name] = _observe(probe, fn)
 
-    lines = [f"{exercise.id}: {exercise.title}"]
-    shown: list[str] = []
-    for name, failure in failures.items():
-        if failure is not None and failure.kind == "exception" and failure.lines() == shown:
-            lines.append(f"  ✗ {name}: the same")
-        elif failure is not None:
-            shown = failure.lines()
-            lines.append(f"  ✗ {name}")
-            lines += _wrapped(shown, "      ")
-        elif skipped.get(name):
-            lines.append(f"  – {name}: {skipped[name]}")
-        else:
-            lines.append(f"  ✓ {name}")
     failed = tuple(n for n, f in failures.items() if f is not None)
     passed = tuple(n for n in failures if n not in failed and not skipped.get(n))
-    if not failed:
-        everything = f"All {len(passed)} properties hold."
-        lines.append("  All that could be measured holds." if any(skipped.values()) else f"  {everything}")
+    lines = [f"{exercise.id}: {exercise.title}"]
+    if failed:
+        lines += _wrapped(_causes(exercise, fn, judged, failures, hints), "  ")
+    lines += _listed(failures, skipped)
+    if failed:
+        lines += [_offer(exercise)] if not rungs else []
+    elif any(skipped.values()):
+        lines.append("  All that could be measured holds.")
     else:
-        causes = _causes(exercise, failures, found.mutant.hint if found else None)
-        if found is not None:
-            part = f" of {found.explains} of the {found.failing} wrong results"
-            share = "" if found.explains == found.failing else part
-            lines += _wrapped([f"Likely cause{share}: {causes[0]}", *causes[1:]], "  ")
-        else:
-            lines += _wrapped([f"Likely cause: {cause}" for cause in causes], "  ")
-        if not rungs:
-            lines.append(
-                f'  Hints, from a nudge to nearly the code: check("{exercise.id}", ..., hint=1), 2, 3'
-            )
-    if rungs:
-        lines += _rungs(exercise, rungs)
+        lines.append(f"  All {len(passed)} properties hold.")
+    lines += _rungs(exercise, rungs)
     not_measured = tuple(n for n, why in skipped.items() if why)
     return Result(exercise.id, passed, failed, not_measured, True, "\n".join(lines))
 
 
-def _observe(probe: Probe, fn: Callable[..., Any]) -> tuple[Failure | None, str]:
-    """(failure or None, why it was not measured or "")."""
+def _listed(failures: Mapping[str, Failure | None], skipped: Mapping[str, str]) -> list[str]:
+    """One line per property; the first failure of each kind is told in full."""
+    lines: list[str] = []
+    told: dict[str, list[str]] = {}
+    for name, failure in failures.items():
+        if failure is None:
+            lines.append(f"  – {name}: {skipped[name]}" if skipped.get(name) else f"  ✓ {name}")
+        elif failure.kind not in told:
+            told[failure.kind] = failure.lines()
+            lines.append(f"  ✗ {name}")
+            lines += _wrapped(failure.lines(), "      ")
+        else:
+            lines += _wrapped([f"✗ {name}: {_again(failure, told[failure.kind])}"], "  ")
+    return lines
+
+
+def _again(failure: Failure, first: list[str]) -> str:
+    if failure.lines() == first:
+        return "the same"
+    if failure.kind == "exception" and _no_digits(failure.lines()) == _no_digits(first):
+        return "the same, with other sizes"
+    return failure.brief()
+
+
+def _no_digits(parts: list[str]) -> str:
+    return re.sub(r"\d+", "#", " ".join(parts))
+
+
+def _offer(exercise: Exercise) -> str:
+    return f'  Hints, from a nudge to nearly the code: hint("{exercise.id}", 1), then 2 and 3'
+
+
+def _observe(probe: Probe, fn: Callable[..., Any]) -> tuple[Failure | None, str, str]:
+    """(failure or None, why it was not measured or "", what usually causes it)."""
     try:
         wrong = probe.run(fn)
     except NotMeasured as reason:
-        return None, str(reason)
-    return (Failure(probe.name, "probe", wrong) if wrong else None), ""
+        return None, str(reason), probe.hint
+    sentence, hint = wrong if isinstance(wrong, tuple) else (wrong, probe.hint)
+    return (Failure(probe.name, "probe", sentence) if sentence else None), "", hint
 
 
-def _causes(exercise: Exercise, failures: dict[str, Failure | None], exact: str | None) -> list[str]:
-    """The mistake that reproduces the numbers, or else the generic hint of the first property that fails."""
-    generic = {**exercise.properties, **COMMON, **{p.name: p.hint for p in exercise.probes}}
-    causes = [exact] if exact else []
-    for name, failure in failures.items():
-        # Changing an argument has its own cause, whatever else is wrong.
-        if failure is not None and (name in COMMON or not causes):
-            # An error in one case only has to do with what that case is about.
-            some_hold = failure.kind == "exception" and any(failures[n] is None for n in exercise.properties)
-            causes.append(generic[name] if some_hold else _by_kind(exercise, failure) or generic[name])
-    return causes
+def _causes(
+    exercise: Exercise,
+    fn: Callable[..., Any],
+    judged: list[tuple[Run, Failure | None]],
+    failures: Mapping[str, Failure | None],
+    hints: Mapping[str, str],
+) -> list[str]:
+    """What to say first: an error or a wrong shape outranks a guess from numbers; a bad guess is worse than none."""
+    wrong = [n for n in exercise.properties if failures[n] is not None]
+    said: list[str] = []
+    if wrong:
+        said = _main_cause(exercise, fn, judged, wrong, sum(f is not None for f in failures.values()))
+    for name, hint in hints.items():
+        failure = failures.get(name)
+        if failure is not None:
+            # Changing an argument has its own cause, whatever else is wrong.
+            alias = (
+                "An argument, or a view of it, is handed back as a result: return a new tensor, or clone it."
+            )
+            said.append(f"Likely cause: {alias if failure.kind == 'alias' else hint}")
+    return said
 
 
-def _by_kind(exercise: Exercise, failure: Failure) -> str | None:
-    if failure.kind == "alias":
-        return "An argument, or a view of it, is handed back as a result: return a new tensor, or clone it."
-    if failure.kind == "none":
-        return "A branch of the function ends without a return statement."
-    if failure.kind == "type":
-        return f"The function should be {exercise.signature}."
-    if failure.kind == "shape":
-        return (
-            "A reduction without keepdim, a missing [..., None], or an axis too many. Print the shapes line by "
-            f"line; the function should be {exercise.signature}."
-        )
-    if failure.kind == "dtype":
-        return "A cast in between (.half(), .double(), a tensor made without dtype=) changed the type of the result."
-    if failure.kind == "exception":
-        return f"Python stopped at the line above. The function should be {exercise.signature}."
-    return None
+def _main_cause(
+    exercise: Exercise,
+    fn: Callable[..., Any],
+    judged: list[tuple[Run, Failure | None]],
+    wrong: list[str],
+    crosses: int,
+) -> list[str]:
+    for r, failure in judged:
+        if failure is not None and failure.kind in ("shape", "value", "nan", "dtype"):
+            swapped = reordered(exercise, r.value, exercise.want(r.case), r.case)
+            if swapped:
+                return [f"Likely cause: {swapped}"]
+            break
+    for r, failure in judged:
+        if failure is not None and failure.kind in STRUCTURAL:
+            cause = structural(exercise, fn, r.case, failure)
+            return [f"Likely cause: {cause}"] if cause else []
+    found = diagnose(exercise, [(r.case, r.value, f) for r, f in judged])
+    if found is not None:
+        part = f" of {len(found.explains)} of the {crosses} lines marked ✗"
+        return [f"Likely cause{part if len(found.explains) < crosses else ''}: {found.mutant.hint}"]
+    if "torch.empty" in text_of(fn) and _all_nan(judged):
+        return [
+            "Likely cause: Some entries were never written: during a check torch.empty is filled with NaN."
+        ]
+    if len(wrong) < len(exercise.properties):
+        # What is special about the first case that fails; where every case fails, nothing is.
+        return [f"About “{wrong[0]}”: {exercise.properties[wrong[0]]}"]
+    return []
 
 
-def _not_yet(exercise: Exercise) -> Result:
-    text = f"{exercise.id}: {exercise.title}\n  ○ not written yet: fill in the blank above, then run this cell again"
-    return Result(exercise.id, failed=tuple(exercise.properties), written=False, report=text)
+def _all_nan(judged: list[tuple[Run, Failure | None]]) -> bool:
+    """Is every wrong result a NaN?"""
+    return all(failure is None or failure.kind == "nan" for _, failure in judged)
+
+
+def _not_yet(exercise: Exercise, empty: list[Blank], rungs: int) -> Result:
+    what = "fill in the blank above, then run this cell again"
+    if empty:
+        one = len(empty) == 1
+        what = f"{'one blank is' if one else f'{len(empty)} blanks are'} empty ({'; '.join(map(str, empty))})"
+    lines = [f"{exercise.id}: {exercise.title}", *_wrapped([f"○ not written yet: {what}"], "  ")]
+    lines += _rungs(exercise, rungs) if rungs else [_offer(exercise)]
+    return Result(exercise.id, failed=tuple(exercise.properties), written=False, report="\n".join(lines))
 
 
 def _wrapped(parts: list[str], indent: str) -> list[str]:
@@ -206,10 +253,10 @@ def _rungs(exercise: Exercise, upto: int) -> list[str]:
 
 
 def hint(exercise_id: str, rung: int = 1) -> None:
-    """Print the first ``rung`` hints of an exercise: 1 is a nudge, the last is nearly the code."""
+    """Print the first ``rung`` hints of an exercise: 1 is a nudge, the last is nearly the complete code."""
     exercise = get(exercise_id)
     if not isinstance(rung, int) or not 1 <= rung <= len(exercise.hints):
-        raise ValueError(f"rung: expected 1 to {len(exercise.hints)}, got {rung!r}")
+        raise UsageError(f"rung: expected 1 to {len(exercise.hints)}, got {rung!r}")
     print("\n".join([f"{exercise.id}: {exercise.title}", *_rungs(exercise, rung)]))
 
 

@@ -71,13 +71,14 @@ class Tolerance:
 class Mutant:
     """A plausible wrong solution. ``hint`` names the mistake for a learner whose results equal the mutant's.
 
-    ``unwritten`` marks what an unfilled template computes: that is not a mistake yet.
+    ``variants`` make the same mistake beside another one, such as no care for rows of -inf: results that equal a
+    variant's get the same hint.
     """
 
     name: str
     fn: Callable[..., Any]
     hint: str
-    unwritten: bool = False
+    variants: tuple[Callable[..., Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,18 +103,29 @@ class Failure:
     def lines(self) -> list[str]:
         return [part for part in (self.compared, self.where, self.size) if part]
 
+    def brief(self) -> str:
+        """The failure in one line, for those that follow a failure told in full."""
+        return self.size if self.kind in ("value", "nan") else self.compared
+
 
 @dataclass(frozen=True)
 class Probe:
     """A property of *how* the result is computed, observed while ``fn`` runs in this process.
 
-    ``run(fn)`` returns None where the property holds, a sentence where it does not, and raises `NotMeasured`
-    where this machine cannot tell.
+    ``run(fn)`` returns None where the property holds, a sentence where it does not (or a sentence and a hint of
+    its own), and raises `NotMeasured` where this machine cannot tell.
     """
 
     name: str
-    run: Callable[[Callable[..., Any]], str | None]
+    run: Callable[[Callable[..., Any]], str | tuple[str, str] | None]
     hint: str
+
+
+class UsageError(ValueError):
+    """A call that cannot be meant so. In a notebook the message alone is shown: there is nothing to trace."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]
 
 
 class NotMeasured(Exception):
@@ -217,14 +229,15 @@ class Exercise:
         compared = f"{name} against the float64 reference"
         lost = x.isnan()
         if lost.any():
-            return Failure(case.property, "nan", compared, where, f"{int(lost.sum())} entries are NaN")
+            size = f"{int(lost.sum())} entries of {name} are NaN"
+            return Failure(case.property, "nan", compared, where, size)
         finite = bad & x.isfinite() & want.isfinite()
         if not finite.any():
-            return Failure(
-                case.property, "value", compared, where, "infinite on one side, finite on the other"
-            )
+            size = f"{name} is infinite on one side, finite on the other"
+            return Failure(case.property, "value", compared, where, size)
         worst = int(torch.where(finite, error - allowed, -torch.inf).argmax())
-        size = f"off by {float(error.flatten()[worst]):.1e} at worst; {float(allowed.flatten()[worst]):.1e} allowed"
+        off, limit = float(error.flatten()[worst]), float(allowed.flatten()[worst])
+        size = f"{name} is off by {off:.1e} at worst; {limit:.1e} allowed"
         return Failure(case.property, "value", compared, where, size)
 
 

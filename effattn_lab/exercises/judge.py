@@ -6,10 +6,8 @@ back to `Exercise.compare`; `diagnose` serves both.
 
 from __future__ import annotations
 
-import ast
-import inspect
 import linecache
-import textwrap
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +18,7 @@ from typing import Any
 import torch
 
 from effattn_lab.exercises.core import Case, Exercise, Failure, Mutant, Value
+from effattn_lab.exercises.source import Blank, blanks
 
 UNTOUCHED = "inputs untouched"
 REPEATABLE = "same inputs, same result"
@@ -69,59 +68,63 @@ def run(fn: Callable[..., Any], case: Case, device: str = "cpu") -> Run:
         with _poisoned():
             value = fn(*arguments.values())
     except (Exception, SystemExit) as error:
-        inner = _innermost(error)
-        text = str(inner).strip().splitlines() or [""]
-        message = f"{type(inner).__name__}: {text[0][:160]}"
-        return Run(case, None, Failure(case.property, "exception", message, _line_of(fn, error)), arguments)
+        message, quoted = _told(_innermost(error))
+        where = f"at the line: {quoted}" if quoted else _line_of(fn, error)
+        return Run(case, None, Failure(case.property, "exception", message, where), arguments)
     return Run(case, value, None, arguments)
 
 
 def _innermost(error: BaseException) -> BaseException:
     """What was raised first: Triton's interpreter wraps an exception of the kernel in one of its own."""
-    while error.__cause__ is not None:
+    while error.__cause__ is not None and type(error).__name__ != "CompilationError":
         error = error.__cause__
     return error
 
 
+def _told(error: BaseException) -> tuple[str, str]:
+    """(message, the line it quotes or ""). Triton's compiler says "at 12:4:", the code, a ^, the reason."""
+    text = str(error).strip()
+    if type(error).__name__ == "CompilationError":
+        return compiler_said(text)
+    return f"{type(error).__name__}: {(text.splitlines() or [''])[0][:160]}", ""
+
+
+def compiler_said(text: str) -> tuple[str, str]:
+    """The reason in a message of Triton's compiler, in one line, and the line of the kernel it points at."""
+    lines = text.splitlines() or [""]
+    mark = next((n for n, line in enumerate(lines) if line.strip() == "^"), None)
+    reason = next((line for line in lines[(mark or 0) + (mark is not None) :] if line.strip()), lines[-1])
+    reason = re.sub(r"<(?:built-in )?(?:function|method) (\w+)[^>]*>", r"\1", reason).strip()
+    return reason[:400], lines[mark - 1].strip() if mark else ""
+
+
 def _line_of(fn: Callable[..., Any], error: BaseException) -> str:
-    """The learner's own line that an exception came through, quoted."""
+    """The learner's own line that an exception came through, quoted: the innermost in this or another cell."""
     code = getattr(fn, "__code__", None)
-    own = code.co_filename if code else None
+    own, names = (code.co_filename if code else None), getattr(fn, "__globals__", None)
     found: tuple[str, int] | None = None
     # The launcher's line first, then, when the kernel in the same cell failed, the kernel's.
     for part in (error, _innermost(error)):
         tb: TracebackType | None = part.__traceback__
         while tb is not None:
-            filename = tb.tb_frame.f_code.co_filename
-            if filename == own:
-                found = filename, tb.tb_lineno
+            frame = tb.tb_frame
+            if frame.f_code.co_filename == own or frame.f_globals is names:
+                found = frame.f_code.co_filename, tb.tb_lineno
             tb = tb.tb_next
     if found is None:
         return "raised while calling the function: does it take these arguments, in this order?"
     return f"at the line: {linecache.getline(*found).strip() or f'number {found[1]}'}"
 
 
-def unwritten(fn: Callable[..., Any], first: Run, failure: Failure | None) -> bool:
-    """True where the blank was not filled: nothing comes back, or a ``...`` is left and the result is wrong."""
-    if first.error is None:
-        parts = first.value if isinstance(first.value, tuple | list) else (first.value,)
-        if all(p is None or p is Ellipsis for p in parts):
-            return True
-    return failure is not None and _has_blank(fn)
-
-
-def _has_blank(fn: Callable[..., Any]) -> bool:
-    """Does the source hold ``...`` where a value should be? (``x[..., None]`` is no blank.)"""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(fn)))
-    except (OSError, TypeError, SyntaxError):
-        return False
-    return any(
-        isinstance(node, ast.Expr | ast.Assign | ast.Return)
-        and isinstance(node.value, ast.Constant)
-        and node.value.value is Ellipsis
-        for node in ast.walk(tree)
-    )
+def empty_blanks(fn: Callable[..., Any], r: Run, failure: Failure | None) -> list[Blank] | None:
+    """The blanks that nobody filled, where the result is wrong; None where the function is written."""
+    if failure is None:
+        return None
+    if r.error is None:
+        parts = r.value if isinstance(r.value, tuple | list) else (r.value,)
+        if parts and all(p is Ellipsis for p in parts):
+            return blanks(fn)
+    return blanks(fn) or None
 
 
 def touched(r: Run) -> Failure | None:
@@ -167,11 +170,10 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The registered mistake that reproduces a learner's numbers; ``explains`` of ``failing`` cases."""
+    """The registered mistake that reproduces a learner's numbers, and the properties it accounts for."""
 
     mutant: Mutant
-    explains: int
-    failing: int
+    explains: tuple[str, ...]
 
 
 def diagnose(exercise: Exercise, values: list[tuple[Case, Any, Failure | None]]) -> Diagnosis | None:
@@ -182,35 +184,37 @@ def diagnose(exercise: Exercise, values: list[tuple[Case, Any, Failure | None]])
         values: for each case, what the learner's function returned and how that was judged.
 
     Returns:
-        the mutant that reproduces the most failing cases, passing cases breaking a tie; None where none
-        reproduces any.
+        the mutant that reproduces the most failing properties, passing cases breaking a tie; None where none
+        reproduces at least half of them.
     """
     failing = [(c, v) for c, v, f in values if f is not None and f.kind in ("value", "nan")]
     passing = [(c, v) for c, v, f in values if f is None]
-    candidates: list[Mutant] = []
-    later = failing[:3]
-    # The first failing case that any mutant reproduces narrows the list; later cases narrow it further.
-    while later and not candidates:
-        (case, value), later = later[0], later[1:]
-        candidates = [m for m in exercise.mutants if _reproduces(exercise, m, case, value)]
-    if not candidates:
+    found: list[tuple[Mutant, Callable[..., Any], tuple[str, ...]]] = []
+    properties = list(dict.fromkeys(c.property for c, _ in failing))
+    for mutant in exercise.mutants:
+        for fn in (mutant.fn, *mutant.variants):
+            missed: set[str] = set()
+            for case, value in failing:
+                if case.property not in missed and not _reproduces(exercise, fn, case, value):
+                    missed.add(case.property)
+                    if 2 * len(missed) > len(properties):
+                        break
+            else:
+                found.append((mutant, fn, tuple(p for p in properties if p not in missed)))
+    if not failing or not found:
         return None
-    explains = {m.name: 1 for m in candidates}
-    for case, value in [*later, *failing[3:]]:
-        for m in candidates:
-            explains[m.name] += _reproduces(exercise, m, case, value)
-    most = max(explains.values())
-    candidates = [m for m in candidates if explains[m.name] == most]
+    most = max(len(explains) for _, _, explains in found)
+    found = [f for f in found if len(f[2]) == most]
     for case, value in passing:
-        if len(candidates) == 1:
+        if len(found) == 1:
             break
-        candidates = [m for m in candidates if _reproduces(exercise, m, case, value)] or candidates
-    return Diagnosis(candidates[0], most, len(failing))
+        found = [f for f in found if _reproduces(exercise, f[1], case, value)] or found
+    return Diagnosis(found[0][0], found[0][2])
 
 
-def _reproduces(exercise: Exercise, mutant: Mutant, case: Case, value: Any) -> bool:
+def _reproduces(exercise: Exercise, fn: Callable[..., Any], case: Case, value: Any) -> bool:
     """Equal within rounding: another order of the same wrong operations must still match."""
-    r = run(mutant.fn, case, exercise.device())
+    r = run(fn, case, exercise.device())
     mine, theirs = _tensors(value), _tensors(r.value)
     if r.error is not None or len(mine) != len(theirs):
         return False

@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 from pathlib import Path
 
-from effattn_lab.exercises.core import Exercise
+from effattn_lab.exercises.core import Exercise, UsageError
 
 
 def _load(part: str, slug: str) -> dict[str, Exercise]:
@@ -15,7 +15,7 @@ def _load(part: str, slug: str) -> dict[str, Exercise]:
 
 
 def get(exercise_id: str) -> Exercise:
-    """The exercise with this id; a ValueError says which ids are there when it is not."""
+    """The exercise with this id; a `UsageError` (a ValueError) says which ids are there when it is not."""
     part, slug, name = [*str(exercise_id).split("/"), "", "", ""][:3]
     known: dict[str, Exercise] = {}
     if part.isidentifier() and slug.isidentifier() and name:
@@ -26,7 +26,7 @@ def get(exercise_id: str) -> Exercise:
                 raise
     if exercise_id not in known:
         ids = ", ".join(known or {e.id: e for e in all_exercises()})
-        raise ValueError(f"id: expected an exercise ({ids}), got {exercise_id!r}")
+        raise UsageError(f"id: expected an exercise ({ids}), got {exercise_id!r}")
     return known[exercise_id]
 
 

@@ -60,6 +60,7 @@ def move_rate(change: torch.Tensor, threshold: float = 0.0) -> np.ndarray:
 def errors_picture(errors: Mapping[str, float]) -> Figure:
     """Bars on a logarithmic axis: error of each way to compute the same attention."""
     import matplotlib.pyplot as plt
+    from matplotlib.patches import Patch
 
     names = list(errors)
     with plt.rc_context(style.rc()):
@@ -76,9 +77,17 @@ def errors_picture(errors: Mapping[str, float]) -> Figure:
         ax.set_ylim(len(names) - 0.4, -0.6)
         ax.set_xlabel("largest error against float64 / rms of the output")
         for row, (name, value) in enumerate(zip(names, values)):
-            text = f"{errors[name]:.0e}" if np.isfinite(value) else "overflow: NaN"
+            text = f"{errors[name]:.1e}" if np.isfinite(value) else "overflow: NaN"
             ax.annotate(text, (value if np.isfinite(value) else 1e-8, row), xytext=(4, 0),
                         textcoords="offset points", va="center")  # fmt: skip
+        white = style.PALETTE["white"]
+        ax.legend(
+            handles=[
+                Patch(facecolor=style.COLORS["flash"], edgecolor=white, label="by tiles"),
+                Patch(facecolor=style.COLORS["naive"], edgecolor=white, hatch="//", label="the plain formula"),
+            ],
+            loc="upper center", bbox_to_anchor=(0.3, -0.2), ncols=2,
+        )  # fmt: skip
     plt.close(fig)
     return fig
 
@@ -107,19 +116,22 @@ def real_scores_picture(
             # The last tile of queries: it sees every key tile.
             mass = p[0, :, -block_k:].unflatten(-1, (n // block_k, block_k)).sum(dim=-1).mean(dim=(0, 1))
             rate = move_rate(moves(q, k, block_k))
-            kind = "--" if name == "random" else "-"
+            kind = " " if name == "random" else "-"  # marks alone, as a dotted line runs through them
             left.plot(range(1, len(mass) + 1), mass, kind, marker=mark, markersize=4, label=name)
             right.plot(range(2, len(rate) + 2), rate, kind, marker=mark, markersize=4, label=name)
         tiles = np.arange(2, len(rate) + 2)
-        right.plot(tiles, 1 / tiles, ":", color=style.COLORS["muted"], label="1 / tile")
+        right.plot(
+            tiles, 1 / tiles, ":", color=style.COLORS["text"], linewidth=1.4, label="1 / tile", zorder=1
+        )
         left.set_yscale("log")
-        left.set_ylabel("share of the attention mass")
-        left.set_title("last queries: where they look")
-        right.set_ylabel("share of rows where m moves")
+        left.set_ylabel("share of attention mass (log scale)")
+        left.set_title(f"where the last {block_k} queries look")
+        right.set_ylabel("share of queries where m moves")
         right.set_ylim(0, None)
         right.set_title("how often m moves")
         for ax in (left, right):
             ax.set_xlabel(f"key tile ({block_k} keys)")
+        right.set_xlabel(f"key tile ({block_k} keys)\nthe last is left out: one query sees it whole")
         right.legend()
     plt.close(fig)
     return fig

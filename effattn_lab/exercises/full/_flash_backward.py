@@ -21,7 +21,9 @@ def backward_tile(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """What one tile adds to dq, dk, dv, with its probabilities recomputed from lse."""
     s = (scale * (q @ k.T)).masked_fill(~keep, float("-inf"))
-    p = torch.exp(s - lse[:, None])
+    p = torch.exp(
+        s - torch.where(torch.isneginf(lse), 0.0, lse)[:, None]
+    )  # lse is -inf where nothing was seen
     delta = (do * o).sum(dim=-1)
     dv = p.T @ do
     dp = do @ v.T
@@ -91,6 +93,12 @@ def _backward_inputs(rng: np.random.Generator) -> list[Case]:
     hidden = _backward_case("a wholly hidden tile", rng)
     keep = hidden.kwargs["keep"]
     assert isinstance(keep, torch.Tensor)
+    # Four queries that see no key at all, as with more queries than keys: lse -inf, o 0.
+    blind = dict(_backward_case("", rng, causal=True, rows=16).kwargs)
+    for name, value in (("lse", -INF), ("o", 0.0), ("keep", False)):
+        x = blind[name]
+        assert isinstance(x, torch.Tensor)
+        x[:4] = value
     return [
         _backward_case("one tile among others", rng),
         _backward_case("the only tile", rng, before=0, rows=16),
@@ -100,6 +108,7 @@ def _backward_inputs(rng: np.random.Generator) -> list[Case]:
         _backward_case("spread-out scores", rng, size=2.5),
         _backward_case("large scores", rng, integers=True),
         Case("a wholly hidden tile", {**hidden.kwargs, "keep": torch.zeros_like(keep)}),
+        Case("queries that see nothing", blind),
     ]
 
 
@@ -113,10 +122,13 @@ def _backward_mutant(
     lse: torch.Tensor,
     keep: torch.Tensor,
     scale: float,
+    guard: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     s = (1.0 if fault == "scores unscaled" else scale) * (q @ k.T)
     if fault != "mask forgotten":
         s = s.masked_fill(~keep, -INF)
+    if guard and fault != "no guard":
+        lse = finite(lse)
     p = torch.exp(s - lse[:, None])
     if fault == "softmax of the tile":
         m = finite(s.amax(dim=-1, keepdim=True))
@@ -177,6 +189,7 @@ BACKWARD_TILE = Exercise(
         "spread-out scores": "The scores need the scale before exp, and dQ and dK need it once more.",
         "large scores": "exp(s) overflows; exp(s - lse) is at most 1.",
         "a wholly hidden tile": "A hidden tile adds exactly 0 to all three gradients.",
+        "queries that see nothing": "Step 4 gives such a query lse = -inf. It adds 0 to all three.",
     },
     tolerance=Tolerance(
         5e-5,
@@ -217,15 +230,19 @@ BACKWARD_TILE = Exercise(
             "dv from ds": "dV uses dS. Values meet P directly: dV = P^T dO.",
             "dv from o": "dV uses the output o instead of its gradient do: dV = P^T dO.",
             "base 2": "P is recomputed with exp2 from a natural lse: use exp.",
+            "no guard": "A query that sees no key has lse = -inf, and its scores are all -inf: -inf - -inf is NaN, "
+            "and the product with q spreads the NaN over all of dk and dv.",
             "half": "P is rounded to half precision: three digits are left. Stay in float32.",
         },
+        unguarded=True,
     ),
     hints=(
         "Start from O = P V as if P were given: that yields dV and dP, two products. Then one row of softmax: which "
         "gradient of s gives a gradient of p?",
-        "Recompute s with the mask and P = exp(s - lse). Then dV = P^T dO, dP = dO V^T, "
-        "delta_i = sum_c do_ic o_ic, dS = P * (dP - delta). Two more products, each with the scale.",
-        "s = (scale * (q @ k.T)).masked_fill(~keep, float('-inf'))\np = torch.exp(s - lse[:, None])\n"
+        "P needs the scale, the mask and lse, in that order, and care where lse is -inf. dv and dp need "
+        "P and do alone. dq and dk come from s = scale q k^T by the same rule that gave dv and dp from o = P v.",
+        "s = (scale * (q @ k.T)).masked_fill(~keep, float('-inf'))\n"
+        "p = torch.exp(s - lse[:, None]), with lse = -inf replaced by 0\n"
         "delta = (do * o).sum(dim=-1)\ndp = do @ v.T\nds = p * (dp - delta[:, None])\n"
         "dv is p.T @ do; dq and dk are scale times ds @ k and ds.T @ q.",
     ),

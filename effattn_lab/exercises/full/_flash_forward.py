@@ -129,6 +129,8 @@ def _forward_mutant(
                 here, cols = rows[:, None], j + torch.arange(k_j.shape[2])
                 if fault == "mask local":
                     here, cols = torch.arange(q_i.shape[2])[:, None], torch.arange(k_j.shape[2])
+                if fault == "keys local":
+                    cols = torch.arange(k_j.shape[2])
                 here = here + {"mask too strict": -1, "mask too loose": 1}.get(fault, 0)
                 s = s.masked_fill(cols > here, -1e6 if fault == "finite mask" else -INF)
             m_new = torch.zeros_like(m) if fault == "no max" else torch.maximum(m, s.amax(dim=-1))
@@ -268,6 +270,8 @@ FORWARD = Exercise(
             "mask too loose": "The causal mask is off by one: a query sees the position after its own.",
             "mask local": "The mask compares indices inside the tile. Add the tile's start (i, j) and the offset "
             "Nk - Nq first.",
+            "keys local": "The queries stand at their positions in the sequence, the keys are counted from the start "
+            "of their tile: the two do not compare.",
             "top-left": "The mask is aligned to the top-left corner. Queries are the last positions: query i "
             "stands at "
             "i + Nk - Nq.",
@@ -276,8 +280,7 @@ FORWARD = Exercise(
             "finite mask": "Hidden scores are a large negative number instead of -inf: a query that sees "
             "nothing then "
             "averages what it must not see, and its lse is finite.",
-            "no guard": "A query that sees no key becomes NaN: -inf - -inf in the exponent, then 0/0. Use 0 as the "
-            "origin and 1 as the divisor there.",
+            "no guard": "A query that sees no key becomes NaN: -inf - -inf in the exponent, then 0/0.",
             "heads tiled": "The key heads are repeated as a list (h % Hkv). Query head h reads key head "
             "h // (Hq // Hkv): use repeat_interleave.",
             "lse without m": "lse lacks the maximum: lse = m + log(l).",
@@ -289,9 +292,8 @@ FORWARD = Exercise(
         },
     ),
     hints=(
-        "Two loops: query tiles outside, key tiles inside. (m, l, acc) start anew for each query tile; your "
-        "tile step "
-        "is the body; the division and lse come after the inner loop.",
+        "Write it without the mask first, and check: the first six properties should hold. Your tile step is the "
+        "body, but its tensors were 2-D: which of its lines say so? Then: which key is the last that a tile needs?",
         "Positions: query r of tile i stands at i + r + Nk - Nq, key c of tile j at j + c. Hide where the key's is "
         "larger. With causal the inner loop ends at min(Nk, position of the last query + 1).",
         "for i in range(0, Nq, block_q):\n    q_i = q[:, :, i : i + block_q]\n"

@@ -60,7 +60,9 @@ def _softmax_inputs(rng: np.random.Generator) -> list[Case]:
     ]
 
 
-def _softmax_mutant(fault: str, s: torch.Tensor) -> torch.Tensor:
+def _softmax_mutant(fault: str, s: torch.Tensor, guard: bool = True) -> torch.Tensor:
+    """``guard=False``: the same fault without any care for rows of -inf or for a sum of 0."""
+    guard = guard and fault != "no guard"
     dim = -1
     m = s.amax(dim=-1, keepdim=True)
     if fault == "global max":
@@ -73,6 +75,8 @@ def _softmax_mutant(fault: str, s: torch.Tensor) -> torch.Tensor:
         m = s.abs().amax(dim=-1, keepdim=True)
     elif fault == "no max":
         m = torch.zeros_like(m)
+    elif fault == "max clamped":
+        m = m.clamp(min=0.0)
     elif fault == "clamp":
         m, s = torch.zeros_like(m), s.clamp(max=80.0)
     elif fault == "finite hidden":
@@ -80,7 +84,7 @@ def _softmax_mutant(fault: str, s: torch.Tensor) -> torch.Tensor:
         m = s.amax(dim=-1, keepdim=True)
     if fault == "half":
         s, m = s.half(), m.half()
-    m = m if fault == "no guard" else finite(m)
+    m = finite(m) if guard else m
     p = torch.exp(s - m)
     if fault == "base 2":
         p = torch.exp2(s - m)
@@ -91,14 +95,20 @@ def _softmax_mutant(fault: str, s: torch.Tensor) -> torch.Tensor:
         l = torch.exp(s).sum(dim=-1, keepdim=True)
     if fault == "no division":
         l = torch.ones_like(l)
-    if fault != "no guard":
+    if guard:
         l = torch.where(l == 0, torch.ones_like(l), l)
     return (p / l).to(torch.float32)
 
 
-def mutants(make: Callable[..., Any], table: dict[str, str]) -> tuple[Mutant, ...]:
-    """One `Mutant` for each (fault, hint), calling ``make(fault, *arguments)``."""
-    return tuple(Mutant(fault, partial(make, fault), text) for fault, text in table.items())
+def mutants(make: Callable[..., Any], table: dict[str, str], unguarded: bool = False) -> tuple[Mutant, ...]:
+    """One `Mutant` for each (fault, hint), calling ``make(fault, *arguments)``.
+
+    ``unguarded``: add the variant ``make(..., guard=False)``, as two mistakes often come together.
+    """
+    return tuple(
+        Mutant(fault, partial(make, fault), text, (partial(make, fault, guard=False),) if unguarded else ())
+        for fault, text in table.items()
+    )
 
 
 SAFE_SOFTMAX = Exercise(
@@ -132,8 +142,7 @@ SAFE_SOFTMAX = Exercise(
         {
             "no max": "Nothing is subtracted before exp, so exp overflows to inf (or underflows to 0/0) for large "
             "scores. Subtract each row's largest score first.",
-            "global max": "One maximum is taken for the whole tensor. Rows far below it underflow to 0; take the "
-            "maximum of each row: amax(dim=-1, keepdim=True).",
+            "global max": "One maximum is taken for the whole tensor: rows far below it underflow to 0.",
             "wrong axis": "The maximum runs over the second-last axis (down the columns), so scores larger than it "
             "remain in the row. Use dim=-1.",
             "sum axis": "The sum runs over the second-last axis, so columns add up to 1 instead of rows. Use dim=-1.",
@@ -146,12 +155,14 @@ SAFE_SOFTMAX = Exercise(
             "no division": "The exponentials are never divided by their sum.",
             "base 2": "exp2 is used without multiplying the scores by log2(e) = 1/ln 2: that is another softmax, "
             "at another temperature.",
-            "no guard": "A row whose scores are all -inf becomes NaN: its maximum is -inf, and -inf - -inf is NaN. "
-            "Use 0 as the origin of such a row and do not divide by its sum 0.",
+            "no guard": "A row whose scores are all -inf becomes NaN: its maximum is -inf, and -inf - -inf is NaN.",
+            "max clamped": "The origin is never allowed below 0, so a row of very negative scores underflows: all "
+            "its exponentials are 0, and so is their sum.",
             "finite hidden": "Hidden scores are replaced by a large negative number. In a row with nothing visible "
             "they then win, and hidden entries share the weight. Keep -inf.",
             "half": "The exponentials are computed in half precision: three digits are left. Stay in float32.",
         },
+        unguarded=True,
     ),
     hints=(
         "softmax(s) and softmax(s - c) are the same for any c. Which c makes the largest exponent exactly 0?",
@@ -228,12 +239,18 @@ def _merge_inputs(rng: np.random.Generator) -> list[Case]:
 
 
 def _merge_mutant(
-    fault: str, o_a: torch.Tensor, lse_a: torch.Tensor, o_b: torch.Tensor, lse_b: torch.Tensor
+    fault: str,
+    o_a: torch.Tensor,
+    lse_a: torch.Tensor,
+    o_b: torch.Tensor,
+    lse_b: torch.Tensor,
+    guard: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    guard = guard and fault != "no guard"
     if fault == "half":
         o_a, lse_a, o_b, lse_b = o_a.half(), lse_a.half(), o_b.half(), lse_b.half()
     m = torch.maximum(lse_a, lse_b)
-    if fault != "no guard":
+    if guard:
         m = finite(m)
     if fault == "no max":
         m = torch.zeros_like(m)
@@ -244,7 +261,9 @@ def _merge_mutant(
     if fault == "average":
         w_a = w_b = torch.ones_like(m)
     l = w_a + w_b
-    divisor = torch.ones_like(l) if fault == "no division" else torch.where(l == 0, torch.ones_like(l), l)
+    divisor = torch.where(l == 0, torch.ones_like(l), l) if guard else l
+    if fault == "no division":
+        divisor = torch.ones_like(l)
     lse = m + (torch.log2(l) if fault == "base 2" else torch.log(l))
     o = (w_a[..., None] * o_a + w_b[..., None] * o_b) / divisor[..., None]
     if fault == "average":
@@ -317,11 +336,10 @@ MERGE = Exercise(
             "hard choice": "The output is taken from the part with the larger lse alone; the other part still "
             "counts.",
             "base 2": "Powers of two are mixed with natural logarithms: lse is natural here, so use exp and log.",
-            "no guard": "When both lse are -inf the result is NaN: -inf - -inf. Use 0 as the origin there, and "
-            "do not "
-            "divide by the sum 0.",
+            "no guard": "When both lse are -inf the result is NaN: the larger is -inf, and -inf - -inf is NaN.",
             "half": "The merge is computed in half precision: three digits are left. Stay in float32.",
         },
+        unguarded=True,
     ),
     hints=(
         "e^lse is the sum of exponentials that a part divided its output by. Multiply it back: e^lse * o. Such "

@@ -83,7 +83,13 @@ def _step_inputs(rng: np.random.Generator) -> list[Case]:
 
 
 def _step_mutant(
-    fault: str, m: torch.Tensor, l: torch.Tensor, acc: torch.Tensor, s: torch.Tensor, v: torch.Tensor
+    fault: str,
+    m: torch.Tensor,
+    l: torch.Tensor,
+    acc: torch.Tensor,
+    s: torch.Tensor,
+    v: torch.Tensor,
+    guard: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     m_new = torch.maximum(m, s.amax(dim=-1))
     if fault == "tile max only":
@@ -92,7 +98,7 @@ def _step_mutant(
         m_new = torch.where(torch.isneginf(m), s.amax(dim=-1), m)
     if fault == "one max for all rows":
         m_new = torch.maximum(m, s.max())
-    origin = m_new if fault == "no guard" else finite(m_new)
+    origin = finite(m_new) if guard and fault != "no guard" else m_new
     exp = torch.exp2 if fault == "base 2" else torch.exp
     alpha = exp(m - origin)
     if fault == "inverse factor":
@@ -111,7 +117,9 @@ def _step_mutant(
         l_new, acc_new = p.sum(dim=-1), p @ v
     if fault == "l counts keys":
         l_new = alpha * l + s.shape[-1]
-    return m_new, l_new, acc_new
+    if fault == "nothing absorbed":
+        return m.clone(), l.clone(), acc.clone()
+    return m.clone() if fault == "m not returned" else m_new, l_new, acc_new
 
 
 TILE_STEP = Exercise(
@@ -123,7 +131,7 @@ TILE_STEP = Exercise(
     reference=_step_reference,
     solution=tile_step,
     properties={
-        "the first tile": "Start: m = -inf, l = 0, acc = 0. The factor alpha = exp(m - m_new) is then 0, not NaN.",
+        "the first tile": "The state before the first tile is m = -inf, l = 0, acc = 0: nothing of it may remain.",
         "the maximum moves up": "When m grows, all that was summed so far is measured from the wrong origin: l *and* "
         "acc shrink by alpha = exp(m_old - m_new).",
         "the maximum stays": "If the tile holds no new maximum, m stays, alpha is 1, and the tile's weights are "
@@ -176,10 +184,12 @@ TILE_STEP = Exercise(
             "lost.",
             "l counts keys": "l adds the number of keys instead of the sum of the tile's weights p.",
             "base 2": "Powers of two are taken of natural scores. Use exp, or multiply the scores by log2(e) first.",
-            "no guard": "A row that has seen nothing becomes NaN: its m_new is -inf and -inf - -inf is NaN. Use 0 as "
-            "the origin of such rows.",
+            "no guard": "A row that has seen nothing becomes NaN: its m_new is -inf, and -inf - -inf is NaN.",
+            "nothing absorbed": "The state comes back as it was: the tile adds nothing to it.",
+            "m not returned": "l and acc are measured from the new maximum, but the m returned is the old one.",
             "half": "The weights p are rounded to half precision: three digits are left. Stay in float32.",
         },
+        unguarded=True,
     ),
     hints=(
         "The invariant to keep: l = sum of exp(s - m) and acc = sum of exp(s - m) v over all keys seen so far, with "

@@ -137,6 +137,31 @@ def _skips_tiles(fn: Callable[..., Any]) -> str | None:
     return None
 
 
+def _refused(fault: str, *args: Any) -> Any:
+    _require_triton()
+    from effattn_lab.exercises.full._flash_triton_uncompilable import launch
+
+    return launch(fault, *args)
+
+
+def _compiles(fn: Callable[..., Any]) -> tuple[str, str] | None:
+    """In the interpreter: would the kernel compile, for the shape and types that the lab's x-ray takes too?"""
+    import effattn_kernels
+
+    if effattn_kernels.MODE != "interpreter":
+        return None  # it was compiled to get here
+    from effattn_lab.exercises.compiles import refused
+
+    rng = np.random.default_rng(11)
+    q, k, v = (normal(rng, 1, 1, 32, 64).half() for _ in range(3))
+    told = refused(fn, q, k, v, True)
+    return told and (told[0], told[1] or _REFUSED)
+
+
+_REFUSED = (
+    "The interpreter runs any Python; the compiler knows tl.… and a part of Python only: no ordinary globals, no "
+    "function without @triton.jit, no @, no indexing of a tile, no variable that changes type or shape in the loop."
+)
 _EVERY_TILE = (
     "Key tiles above the diagonal are read and then masked. With CAUSAL the loop may end after the key that the "
     "tile's last query sees: position of the last row + seqlen_k - seqlen_q + 1, at most seqlen_k."
@@ -191,6 +216,7 @@ TRITON_FORWARD = Exercise(
         Probe("a kernel did the work", _kernel_ran, _NO_KERNEL),
         Probe("nothing of size N x N is stored", _no_square_traffic, _STORED),
         Probe("tiles above the diagonal are not read", _skips_tiles, _EVERY_TILE),
+        Probe("the compiler accepts it (A100)", _compiles, _REFUSED),
     ),
     mutants=(
         *mutants(
@@ -230,20 +256,30 @@ TRITON_FORWARD = Exercise(
                 "heads tiled": "Query head h reads key head h % Hkv; it should be h // groups.",
                 "lse without m": "lse lacks the maximum: m + log(l).",
                 "lse in base 2": "lse is in base 2; it should be natural.",
+                "nothing added": "l and acc are still 0 after the loop: nothing of the tiles was added to them.",
+                "end without offset": "The loop ends too early where there are fewer queries than keys: query r "
+                "stands at position r + seqlen_k - seqlen_q, not at r.",
                 "reads every tile": _EVERY_TILE,
                 "scores stored": _STORED,
             },
         ),
         Mutant("no kernel", _no_kernel, _NO_KERNEL),
-        Mutant(
-            "unwritten", lambda *args: _fault("unwritten", *args), "The loop body is empty.", unwritten=True
+        *mutants(
+            _refused,
+            {
+                "plain global": "The compiler does not see ordinary global variables: NEG_INF is one.",
+                "plain helper": "A kernel may call only tl.… and functions that carry @triton.jit themselves",
+                "changed dtype": "The variable l has one type before the loop",
+            },
         ),
     ),
     hints=(
-        "Translate your tile step line by line: amax becomes tl.max(s, 1), @ becomes tl.dot, masked_fill becomes "
-        "tl.where. q, k and v of the tile are loaded already.",
-        "Hide two kinds of columns: offs >= seqlen_k (padding) and, with CAUSAL, offs > rows + seqlen_k - seqlen_q. "
-        "Broadcast with offs[None, :] and rows[:, None]. Cast p to v.dtype before the second tl.dot.",
+        "Two blanks. `end`: at which position does the last query of this program stand, and which key is the last "
+        "it sees? The body: your tile step line by line; q, k and v of the tile are loaded already.",
+        "`end` is one past that position, never above seqlen_k; rows start at tl.program_id(0) * BLOCK_M. In the "
+        "body hide two kinds of columns: padding (offs >= seqlen_k) and, with CAUSAL, offs > rows + seqlen_k - "
+        "seqlen_q. amax becomes tl.max(s, 1), @ becomes tl.dot, masked_fill becomes tl.where.",
+        "end = tl.minimum(seqlen_k, position of the last row + 1)\n"
         "s = scale * tl.dot(q, tl.trans(k), input_precision='ieee')\nsee = offs[None, :] < seqlen_k\n"
         "... the causal part, then s = tl.where(see, s, float('-inf'))\nm_new = tl.maximum(m, tl.max(s, 1))\n"
         "origin = tl.where(m_new == float('-inf'), 0.0, m_new)\nalpha = tl.exp(m - origin)\n"

@@ -46,8 +46,10 @@ def faulty_kernel(
             end = tl.maximum(end - BLOCK_N, 0)
     if FAULT == "last keys dropped":
         end = end // BLOCK_N * BLOCK_N
-    if FAULT == "unwritten":
+    if FAULT == "nothing added":
         end = 0
+    if CAUSAL and FAULT == "end without offset":
+        end = tl.minimum(seqlen_k, tl.program_id(0) * BLOCK_M + BLOCK_M)
     for start in range(0, end, BLOCK_N):
         offs = start + cols
         kv_tile = kv_base + offs[:, None] * HEAD_DIM + dims[None, :]

