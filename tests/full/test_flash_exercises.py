@@ -265,10 +265,11 @@ def test_reference_can_be_taken(exercise, capsys):
     assert "def " in capsys.readouterr().out
 
 
-def test_wrong_calls_show_one_clear_line(capsys):
+def test_wrong_calls_show_one_clear_line(capsys, monkeypatch, tmp_path):
     """In a notebook the message alone is shown: no traceback, no paths of this machine."""
     from IPython.core.interactiveshell import InteractiveShell
 
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))  # it keeps a history
     shell = InteractiveShell()
     shell.run_cell("from effattn_lab.exercises import check, hint, reference, solution", silent=True)
     capsys.readouterr()
@@ -466,7 +467,11 @@ def test_kernel_errors_of_a_newcomer(tmp_path):
         [
             (end, "end = tl.minimum(seqlen_k, rows[-1] + 1)", "A tile inside a kernel cannot be indexed"),
             ("tl.exp(m - origin)", "torch.exp(m - origin)", "A kernel knows neither torch nor NumPy"),
-            ('tl.dot(q, tl.trans(k), input_precision="ieee")', "(q @ tl.trans(k))", None),
+            (
+                'tl.dot(q, tl.trans(k), input_precision="ieee")',
+                "(q @ tl.trans(k))",
+                "There is no @ inside a kernel",
+            ),
             ("BLOCK_M - 1 + seqlen_k - seqlen_q", "BLOCK_M - 1", "The loop ends too early where"),
             (end, "end = ...  # your code", "one blank is empty (line 21 of flash_kernel"),
         ]
@@ -476,8 +481,16 @@ def test_kernel_errors_of_a_newcomer(tmp_path):
         )
         assert not result, number
         assert result.written == (number != 4)
-        if says:
-            assert says in flat(result.report), result.report
+        assert says in flat(result.report), result.report
+    # Only the scores are there yet: that is written, and it says what is missing.
+    rest = {
+        "l = alpha * l + tl.sum(p, 1)": "",
+        "acc = alpha[:, None] * acc + tl.dot(": "unused = tl.dot(",
+        "m = m_new": "",
+    }
+    result = check(kernel, lab_function(tmp_path, "flash_triton", rest))
+    assert result.written
+    assert "l and acc are still 0 after the loop" in flat(result.report)
     result = check(kernel, lab_function(tmp_path, "flash_triton", {}, True))
     assert not result.written
     assert "2 blanks are empty" in result.report

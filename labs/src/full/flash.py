@@ -31,9 +31,9 @@ import subprocess
 import sys
 from importlib.metadata import version
 
-INTERPRETER = (
-    False  # True: run kernels in Triton's interpreter although there is a GPU (restart, then run from here)
-)
+# True: run kernels in Triton's interpreter although there is a GPU. Decided here, before anything imports triton: to
+# change it, restart the kernel and run from the top.
+INTERPRETER = False
 REPOSITORY = "@REPOSITORY@"
 
 
@@ -571,7 +571,8 @@ else:
 #
 # ## Step 9. X-ray: what would a compiler make of it? (5 minutes)
 #
-# Triton can compile for GPUs that are not there. Here is *your* kernel for a T4, an A100 and an H100, in two tile sizes.
+# Triton can compile for GPUs that are not there. Here is *your* kernel for a T4, an A100 and an H100, in two tile sizes
+# (with four warps a program and three loads in flight, Triton's defaults, which your launcher uses too).
 # `registers` and `spill_bytes` are per thread (255 registers is the most there is; what does not fit spills to slow
 # memory), `shared_bytes` per program, `tensor_core` counts the matrix unit's instructions in the code, and `occupancy` is
 # the share of an SM's warps that can be resident at once, given those registers and that shared memory.
@@ -592,7 +593,7 @@ def examine(kernel):
     rows = []
     for block_m, block_n in ((32, 32), (128, 64)):
         sizes = {"CAUSAL": True, "HEAD_DIM": 64, "BLOCK_M": block_m, "BLOCK_N": block_n}
-        for row in xray(kernel, types, sizes, gpus=["T4", "A100", "H100"], num_warps=4):
+        for row in xray(kernel, types, sizes, gpus=["T4", "A100", "H100"], num_warps=4, num_stages=3):
             rows.append({"tile": f"{block_m}x{block_n}"} | {name: row.as_dict()[name] for name in columns})
     return rows
 
@@ -674,7 +675,9 @@ if device.type == "cuda":
         seconds = measure(fn, device="cuda").median_s
         print(f"{name:28s} {seconds * 1e6:7.0f} µs  {flops / seconds / 1e12:6.1f} TFLOP/s")
 else:
-    print("No GPU here: nothing to time. (The interpreter's speed says nothing about a GPU's.)")
+    print(
+        "Kernels are not compiled here: nothing to time. (The interpreter's speed says nothing about a GPU's.)"
+    )
 
 # %% [markdown]
 # ## What you should have seen
