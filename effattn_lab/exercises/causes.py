@@ -69,6 +69,7 @@ def compiler_cause(message: str) -> str | None:
         )
     found = re.search(r"global '(\w+)' \((?:function|method|builtin)", message)
     if found or "Unsupported function referenced" in message or "not a triton function" in message:
+        found = found or re.search(r"referenced: (?:<[\w-]+ (?:function |method )?)?(\w+)", message)
         name = found[1] if found else "what it calls"
         return (
             f"A kernel may call only tl.… and functions that carry @triton.jit themselves; {name} is ordinary "

@@ -86,6 +86,11 @@ def _told(text: str, gpu: str) -> tuple[str, str]:
     else:
         reason, line = compiler_said(text.split("): ", 1)[-1] if "(sm_" in text else text)
     # The first sentence says it; what follows is about other uses of the compiler.
-    reason = re.sub(r'^\w+\("(.*)"\)$', r"\1", reason).split(". ")[0].split(", which cannot be carried")[0]
+    reason = (
+        re.sub(r'^\w+\("|"\)$', "", reason)
+        .split(". ")[0]
+        .split("! ")[0]
+        .split(", which cannot be carried")[0]
+    )
     at = f"; at the line: {line}" if line else ""
     return f"compiled for {gpu}: {reason}{at}", cause
