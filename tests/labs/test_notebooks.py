@@ -145,7 +145,7 @@ def test_a_kernel_that_does_not_compile_stops_nothing(passes):
     ran = notebooks.execute(solved)
     said = printed(ran.cells[4])
     if passes:
-        assert "Not compiled: flash_kernel does not compile for T4" in said
+        assert "Not compiled: flash_kernel does not compile for " in said  # whichever GPU's compiler is first
         assert "This is the reference kernel's x-ray instead." in said
     else:
         assert "Your kernel does not pass step 6 yet: this is the reference kernel's x-ray." in said
