@@ -8,6 +8,9 @@ from numbers import Real
 import torch
 
 
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
 def check_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
     """Raise ``ValueError`` unless q, k, v are floating-point ``[B, H, N, D]`` tensors that fit together.
 
@@ -18,8 +21,10 @@ def check_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
             raise ValueError(f"{name}: expected a torch.Tensor, got {type(x).__name__}")
         if x.dim() != 4:
             raise ValueError(f"{name}: expected 4 dimensions [B, H, N, D], got shape {tuple(x.shape)}")
-        if not x.is_floating_point():
-            raise ValueError(f"{name}: expected a floating-point dtype, got {x.dtype}")
+        if x.dtype not in DTYPES:
+            raise ValueError(f"{name}: expected float16, bfloat16, float32 or float64, got {x.dtype}")
+        if x.layout != torch.strided:
+            raise ValueError(f"{name}: expected a dense tensor, got {x.layout}")
         if 0 in x.shape:
             raise ValueError(f"{name}: expected every dimension to be at least 1, got shape {tuple(x.shape)}")
     for name, x in (("k", k), ("v", v)):

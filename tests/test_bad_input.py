@@ -25,7 +25,12 @@ def good(**change):
 CASES = {
     "rank": ({"q": torch.randn(4, 6, 8)}, "q: expected 4 dimensions"),
     "not-a-tensor": ({"k": np.zeros((1, 2, 6, 8))}, "k: expected a torch.Tensor, got ndarray"),
-    "integers": ({"q": torch.ones(1, 4, 6, 8, dtype=torch.int64)}, "q: expected a floating-point dtype"),
+    "integers": (
+        {"q": torch.ones(1, 4, 6, 8, dtype=torch.int64)},
+        "q: expected float16, bfloat16, float32 or float64",
+    ),
+    "float8": ({"v": torch.randn(1, 2, 6, 8).to(torch.float8_e4m3fn)}, "v: expected float16"),
+    "sparse": ({"q": torch.zeros(1, 4, 6, 8).to_sparse()}, "q: expected a dense tensor"),
     "length-0": ({"k": torch.randn(1, 2, 0, 8), "v": torch.randn(1, 2, 0, 8)}, "k: expected every dimension"),
     "batch": (
         {"k": torch.randn(2, 2, 6, 8), "v": torch.randn(2, 2, 6, 8)},
@@ -78,6 +83,8 @@ def test_attention_arguments(name, case):
         (lambda: predict(1.0, 0.0, "T4"), "nbytes"),
         (lambda: predict(float("nan"), 1.0, "T4"), "flops"),
         (lambda: measure(sum, [1], min_run_time=0), "min_run_time"),
+        (lambda: measure(sum, [1], device="tpu"), "device: expected 'cpu'"),
+        (lambda: gpu(None), "gpu: expected one of T4"),
     ],
 )
 def test_other_arguments(call, message):

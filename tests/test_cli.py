@@ -98,3 +98,23 @@ def test_table_survives_a_pipe():
     result = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert result.returncode == 0
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["traffic", "flash"], ["bwd_preprocess", "1551488"]),
+        (
+            ["xray", "flash", "--gpu", "RTX PRO 6000", "--head-dim", "64"],
+            ["bwd_preprocess", "spill", "occupancy"],
+        ),
+        (["doctor"], ["torch", "needed"]),
+    ],
+    ids=lambda value: value[0],
+)
+def test_tables_fit_an_80_column_terminal(arguments, words, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = run(capsys, *arguments)
+    assert max(map(len, out.splitlines())) <= 80
+    assert "…" not in out
+    assert all(word in out for word in words)

@@ -87,7 +87,7 @@ class Prediction:
 def gpu(name: str) -> GPU:
     """Look a GPU up by name, whatever the case; ``ValueError`` lists the names there are."""
     for key, value in GPUS.items():
-        if key.lower() == name.lower():
+        if isinstance(name, str) and key.lower() == name.lower():
             return value
     raise ValueError(f"gpu: expected one of {', '.join(GPUS)}, got {name!r}")
 

@@ -43,6 +43,8 @@ def measure(
     """
     if not min_run_time > 0:
         raise ValueError(f"min_run_time: expected a positive number of seconds, got {min_run_time!r}")
+    if device not in (None, "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise ValueError(f"device: expected 'cpu', or 'cuda' where there is a GPU, got {device!r}")
     if device is None:
         device = next((a.device.type for a in args if isinstance(a, torch.Tensor)), "cpu")
     if device == "cuda":

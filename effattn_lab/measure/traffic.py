@@ -10,12 +10,15 @@ to main memory lies between the inputs-and-outputs-once minimum and this number.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+from effattn_lab.measure._slugs import kernel_module
 
 _open: list[Traffic] = []  # every open `count`, outermost first
 _kernel: list[str] = []  # the kernel being run
@@ -68,7 +71,8 @@ class Traffic:
 def count() -> Iterator[Traffic]:
     """Count the traffic of every kernel launched in the ``with`` block.
 
-    Works on any ``@triton.jit`` kernel, also one just written in a notebook cell, and nests.
+    Works on any ``@triton.jit`` kernel, also one just written in a notebook cell, and nests. Without a GPU import
+    ``effattn_kernels`` before ``triton``: it switches triton to its interpreter.
 
     >>> with count() as t:              # doctest: +SKIP
     ...     my_kernel[grid](x, y, n, BLOCK=128)
@@ -94,6 +98,8 @@ def _interpreter() -> tuple[Any, Any]:
     """The builder that executes loads and stores, and the class that runs a grid."""
     import effattn_kernels
 
+    if effattn_kernels.MODE == "compiled":
+        effattn_kernels.require()  # without a GPU it says what went wrong, and that is another thing than below
     if effattn_kernels.MODE != "interpreter":
         reason = {
             "compiled": "kernels are compiled here, and a GPU does not tell what a kernel asked for. Start Python "
@@ -197,21 +203,21 @@ def _remove(builder: Any, executor: Any) -> None:
     executor.__call__ = _originals.pop("__call__")
 
 
-def traffic_rows(kernel: str = "flash", **shape: Any) -> list[dict[str, Any]]:
+def traffic_rows(slug: str = "flash", **shape: Any) -> list[dict[str, Any]]:
     """Measured against predicted bytes for each launch of a shipped kernel (``effattn traffic``).
 
     Args:
-        kernel: ``"flash"``.
+        slug: ``"flash"``. The formulas stand in ``effattn_lab.measure.<slug>_traffic``.
         shape: what to change of the kernel's standard case, e.g. ``seqlen_q=300, causal=False``.
 
     Returns:
         One dict a kernel: ``kernel, measured_bytes, formula_bytes, flops``, the ratio and the shape.
 
     Raises:
-        ValueError: no such kernel. RuntimeError: not in the interpreter.
+        ValueError: no such slug. RuntimeError: not in the interpreter.
     """
-    if kernel != "flash":
-        raise ValueError(f"kernel: expected 'flash', got {kernel!r}")
-    from effattn_lab.measure.flash_traffic import rows
-
-    return rows(**shape)
+    kernel_module(slug)
+    measured: list[dict[str, Any]] = importlib.import_module(f"effattn_lab.measure.{slug}_traffic").rows(
+        **shape
+    )
+    return measured

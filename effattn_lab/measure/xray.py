@@ -17,6 +17,7 @@ from typing import Any
 
 from effattn_lab.measure._carry import carry, unwrap
 from effattn_lab.measure._gpu_limits import occupancy, targets
+from effattn_lab.measure._slugs import kernel_module
 from effattn_lab.measure._xray_pool import Job, compile_all
 
 __all__ = ["XRay", "show", "xray", "xray_rows"]
@@ -95,7 +96,7 @@ def xray(
 
 
 def xray_rows(
-    kernel: str = "flash",
+    slug: str = "flash",
     gpus: str | Sequence[str] = "all",
     head_dims: Iterable[int] = (64, 128),
     dtypes: Iterable[str] = ("fp16",),
@@ -105,17 +106,18 @@ def xray_rows(
 
     One dict a kernel, GPU, head dim, dtype and mask ("full", "causal", "window"; a window here is causal too).
 
-    bf16 on a T4 is left out: that GPU has none and `flash_attention` refuses it there.
+    The kernels come from ``effattn_kernels.<slug>.launches``, which says what is launched with which tile.
+    bf16 on a T4 is left out: that GPU has none and kernels refuse it there.
+
+    Raises:
+        ValueError: no such slug, GPU, dtype or mask; a head dim that the kernel refuses; nothing left to compile.
     """
     import torch
 
-    if kernel != "flash":
-        raise ValueError(f"kernel: expected 'flash', got {kernel!r}")
+    launches = kernel_module(slug).launches
     names = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
     chosen = targets(gpus)
     _require_compiler()
-    from effattn_kernels.flash import launches
-
     jobs: list[Job] = []
     notes: list[dict[str, Any]] = []
     for target in chosen:
@@ -139,6 +141,8 @@ def xray_rows(
                         )
                         tile = f"{t.block_m}x{t.block_n}" if t.block_n else f"{t.block_m}"
                         notes.append({"head_dim": head_dim, "dtype": dtype, "mask": mask, "tile": tile})
+    if not jobs:
+        raise ValueError("dtypes: expected one that the GPU has (a T4 has no bf16), got nothing to compile")
     return [replace(row, **note).as_dict() for row, note in zip(_run(jobs), notes)]
 
 

@@ -1,6 +1,6 @@
 """Run any mechanism of the book inside any transformers model.
 
-``register("flash_lab", flash_attention)`` and ``model.set_attn_implementation("flash_lab")``: from then on every
+``register("tiled", flash_attention)`` and ``model.set_attn_implementation("tiled")``: from then on every
 attention layer of the model calls our function, with queries, keys and values after RoPE.
 """
 
@@ -19,7 +19,8 @@ def register(name: str, fn: Mechanism) -> None:
     """Make ``attn_implementation=name`` run ``fn(q, k, v, *, causal, scale)`` in transformers.
 
     Args:
-        name: how the model will ask for it. The names of transformers' own implementations are refused.
+        name: how the model will ask for it. Names that transformers gives a meaning of its own
+            are refused: "eager", "sdpa", and any with "flash", "flex" or "paged" in it.
         fn: takes q ``[B, Hq, seqlen_q, D]``, k and v ``[B, Hkv, seqlen_k, D]`` (grouped heads, offset rule) and
             returns ``[B, Hq, seqlen_q, D]``.
 
@@ -31,8 +32,9 @@ def register(name: str, fn: Mechanism) -> None:
 
     if not isinstance(name, str) or not name:
         raise ValueError(f"name: expected a non-empty string, got {name!r}")
-    if name in ("eager", "sdpa") or name.startswith(("flash_attention", "flex_attention", "paged|")):
-        raise ValueError(f"name: expected one that transformers does not use itself, got {name!r}")
+    if name in ("eager", "sdpa") or any(word in name for word in ("flash", "flex", "paged")):
+        # transformers 5 takes every name with "flash" in it for a kernel to fetch from a hub.
+        raise ValueError(f"name: expected one without eager, sdpa, flash, flex or paged, got {name!r}")
     if not callable(fn):
         raise ValueError(f"fn: expected a function of q, k, v, got {type(fn).__name__}")
 
@@ -55,6 +57,9 @@ def register(name: str, fn: Mechanism) -> None:
                 f"got shape {tuple(attention_mask.shape)}"
             )
         out = fn(query, key, value, causal=causal, scale=scaling)
+        if not isinstance(out, torch.Tensor) or out.shape != query.shape:
+            got = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
+            raise ValueError(f"fn: expected {name} to return the shape of q {tuple(query.shape)}, got {got}")
         return out.transpose(1, 2).contiguous(), None
 
     AttentionInterface.register(name, forward)

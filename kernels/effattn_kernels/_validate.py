@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import torch
 
@@ -35,6 +36,8 @@ def check_attention_inputs(
             )
         if x.dtype not in DTYPES:
             raise ValueError(f"{name}: expected float16, bfloat16 or float32, got {x.dtype}")
+        if x.layout != torch.strided:
+            raise ValueError(f"{name}: expected a dense tensor, got {x.layout}")
         if 0 in x.shape:
             raise ValueError(f"{name}: expected every dimension to be at least 1, got shape {tuple(x.shape)}")
     for name, x in (("k", k), ("v", v)):
@@ -46,6 +49,8 @@ def check_attention_inputs(
             raise ValueError(f"{name}: expected the batch size of q, {q.shape[0]}, got {x.shape[0]}")
         if x.shape[3] != q.shape[3]:
             raise ValueError(f"{name}: expected the head dimension of q, {q.shape[3]}, got {x.shape[3]}")
+    if q.device.type == "meta":
+        raise ValueError("q: expected a tensor that holds data, got device meta")
     if v.shape[1] != k.shape[1]:
         raise ValueError(f"v: expected the number of heads of k, {k.shape[1]}, got {v.shape[1]}")
     if v.shape[2] != k.shape[2]:
@@ -57,7 +62,9 @@ def check_attention_inputs(
     low, high = HEAD_DIM_RANGE
     if not low <= q.shape[3] <= high:
         raise ValueError(f"q: expected a head dimension from {low} to {high}, got {q.shape[3]}")
-    if scale is not None and (not isinstance(scale, (int, float)) or not math.isfinite(scale)):
+    if scale is not None and (
+        isinstance(scale, bool) or not isinstance(scale, Real) or not math.isfinite(scale)
+    ):
         raise ValueError(f"scale: expected a finite number or None, got {scale!r}")
     if window_size is not None and (
         isinstance(window_size, bool) or not isinstance(window_size, int) or window_size < 1

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from . import MODE, require
 from ._tiles import PREPROCESS, Tile, architecture, choose_tiles, pad_head_dim
-from ._validate import check_attention_inputs
+from ._validate import HEAD_DIM_RANGE, check_attention_inputs
 
 __all__ = ["Launch", "flash_attention", "launches"]
 
@@ -185,6 +185,9 @@ def launches(
 
     Contiguous inputs are assumed: last stride 1, the others and all addresses divisible by 16.
     """
+    low, high = HEAD_DIM_RANGE
+    if not low <= head_dim <= high:
+        raise ValueError(f"head_dim: expected {low} to {high}, got {head_dim}")
     from ._flash_bwd import _flash_bwd_dkdv_kernel, _flash_bwd_dq_kernel, _flash_bwd_preprocess_kernel
     from ._flash_fwd import _flash_fwd_kernel
 

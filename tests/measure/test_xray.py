@@ -91,7 +91,11 @@ def test_flash_in_other_dtypes(dtype, gpus):
 
 
 def test_no_bf16_on_t4():
-    assert xray_rows("flash", gpus="T4", dtypes=("bf16",)) == []
+    assert {row["gpu"] for row in xray_rows("flash", gpus="T4,A100", head_dims=(64,), dtypes=("bf16",))} == {
+        "A100"
+    }
+    with pytest.raises(ValueError, match="a T4 has no bf16"):
+        xray_rows("flash", gpus="T4", dtypes=("bf16",))
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +185,10 @@ BROKEN = """
             lambda n: xray(n["uses_a_list"], {"x_ptr": "*i32"}, gpus="V100"),
             "gpus: expected 'all' or some of T4, A100",
         ),
-        (lambda n: xray_rows("mamba"), "kernel: expected 'flash'"),
+        (lambda n: xray_rows("mamba"), "slug: expected one of flash"),
+        (lambda n: xray_rows("flash", gpus="T4", head_dims=(512,)), "head_dim: expected 16 to 256, got 512"),
+        (lambda n: xray_rows("flash", gpus="T4", head_dims=(-4,)), "head_dim: expected 16 to 256, got -4"),
+        (lambda n: xray_rows("flash", gpus="T4", masks=("banded",)), "masks: expected some of full"),
         (lambda n: xray_rows("flash", gpus="T4", dtypes=("fp8",)), "dtypes: expected some of fp16"),
     ],
 )

@@ -70,6 +70,22 @@ def test_capture_is_what_the_layer_attends_with(lm, layer):
     torch.testing.assert_close(block.o_proj(mixed), seen["out"], atol=1e-3, rtol=1e-4)
 
 
+def test_register_as_documented(lm):
+    want = lm.logits(TEXT, 40)
+    hf.register("tiled", flash_attention)
+    lm.model.set_attn_implementation("tiled")
+    try:
+        torch.testing.assert_close(lm.logits(TEXT, 40), want, atol=1e-3, rtol=0)
+    finally:
+        lm.model.set_attn_implementation("sdpa")
+
+
+def test_a_wrong_layout_is_named(lm):
+    turned = lambda q, k, v, *, causal, scale: attention(q, k, v, causal=causal).transpose(1, 2)  # noqa: E731
+    with hf.use(lm.model, turned), pytest.raises(ValueError, match=r"fn: .* the shape of q \(1, 9, 20, 64\)"):
+        lm.logits(TEXT, 20)
+
+
 def test_padding_is_refused_not_ignored(lm):
     ids = lm.ids("Two sentences, one padded.")
     mask = torch.ones_like(ids)
@@ -89,6 +105,7 @@ def test_padding_is_refused_not_ignored(lm):
         (lambda lm: lm.perplexity(TEXT, 0), "max_tokens: expected an integer of at least 1, got 0"),
         (lambda lm: lm.generate("a", 0), "max_new_tokens"),
         (lambda lm: hf.register("sdpa", attention), "name"),
+        (lambda lm: hf.register("my_flash", attention), "name: expected one without eager, sdpa, flash"),
         (lambda lm: hf.register("x", 3), "fn: expected a function"),
     ],
 )
