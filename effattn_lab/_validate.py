@@ -7,7 +7,6 @@ from numbers import Real
 
 import torch
 
-
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 

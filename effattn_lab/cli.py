@@ -16,7 +16,11 @@ from effattn_lab import __version__
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. Libraries are imported by the command that needs them."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    if not (sys.argv[1:] if argv is None else argv):
+        parser.print_help()
+        return 2
+    args = parser.parse_args(argv)
     try:
         status: int = args.run(args)
         return status

@@ -164,6 +164,8 @@ def solved_notebook(lab: str) -> Any:
         if cell.cell_type == "code" and BEGIN in cell.source:
             cell.source = solved(cell.source)
             cell.metadata["tags"] = [*cell.metadata.get("tags", []), "hide-input", "solution"]
+            prompts = {"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+            cell.metadata["mystnb"] = {**cell.metadata.get("mystnb", {}), **prompts}
     notebook.metadata.update(_metadata())
     return notebook
 

