@@ -237,12 +237,9 @@ def flash_forward(q, k, v, causal, block_q, block_k):
     seqlen_q, seqlen_k, scale = q.shape[2], k.shape[2], q.shape[3] ** -0.5
     out, lse = torch.empty_like(q), torch.empty_like(q[..., 0])
     for i in range(0, seqlen_q, block_q):
-        q_i = q[
-            :, :, i : i + block_q
-        ]  # [B, H, Bq, D]; the last tile may be shorter
-        position = (
-            i + seqlen_k - seqlen_q + torch.arange(q_i.shape[2])
-        )  # of each query among the keys
+        q_i = q[:, :, i : i + block_q]  # [B, H, Bq, D]; the last tile may be shorter
+        # Where each query stands among the keys.
+        position = i + seqlen_k - seqlen_q + torch.arange(q_i.shape[2])
         m = torch.full_like(q_i[..., 0], float("-inf"))
         l, acc = torch.zeros_like(m), torch.zeros_like(q_i)
         # The inner loop: your tile step, with [B, H] in front of the axes,
@@ -254,8 +251,7 @@ def flash_forward(q, k, v, causal, block_q, block_k):
             s = scale * (q_i @ k_j.transpose(-1, -2))
             if causal:
                 s = s.masked_fill(
-                    torch.arange(j, j + k_j.shape[2]) > position[:, None],
-                    float("-inf"),
+                    torch.arange(j, j + k_j.shape[2]) > position[:, None], float("-inf")
                 )
             m_new = torch.maximum(m, s.amax(dim=-1))
             origin = torch.where(torch.isneginf(m_new), 0.0, m_new)
@@ -351,30 +347,21 @@ def flash_kernel(
     CAUSAL: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(1).to(tl.int64)
-    rows = tl.program_id(0) * BLOCK_M + tl.arange(
-        0, BLOCK_M
-    )  # queries of this program
+    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)  # queries of this program
     cols = tl.arange(0, BLOCK_N)
     dims = tl.arange(0, HEAD_DIM)
     q_tile = head * seqlen_q * HEAD_DIM + rows[:, None] * HEAD_DIM + dims[None, :]
-    q = tl.load(
-        q_ptr + q_tile, mask=rows[:, None] < seqlen_q, other=0.0
-    )  # [BLOCK_M, HEAD_DIM]
-    kv_base = (
-        (head // groups) * seqlen_k * HEAD_DIM
-    )  # query heads of one group share their keys
+    q = tl.load(q_ptr + q_tile, mask=rows[:, None] < seqlen_q, other=0.0)
+    kv_base = (head // groups) * seqlen_k * HEAD_DIM  # a group shares its keys
 
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     l = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
     end = seqlen_k
     if CAUSAL:
-        # The first blank. Where may the loop stop?
-        # Query r stands at position r + seqlen_k - seqlen_q.
+        # First blank: where may the loop stop? Query r stands at r + seqlen_k - seqlen_q.
         ### BEGIN SOLUTION
-        last_position = (
-            tl.program_id(0) * BLOCK_M + BLOCK_M - 1 + seqlen_k - seqlen_q
-        )
+        last_position = tl.program_id(0) * BLOCK_M + BLOCK_M - 1 + seqlen_k - seqlen_q
         end = tl.minimum(seqlen_k, last_position + 1)
         ### STUB
         #| end = ...  # your code
@@ -382,15 +369,11 @@ def flash_kernel(
     for start in range(0, end, BLOCK_N):
         offs = start + cols  # positions of these keys
         kv_tile = kv_base + offs[:, None] * HEAD_DIM + dims[None, :]
-        k = tl.load(
-            k_ptr + kv_tile, mask=offs[:, None] < seqlen_k, other=0.0
-        )  # [BLOCK_N, HEAD_DIM]
+        k = tl.load(k_ptr + kv_tile, mask=offs[:, None] < seqlen_k, other=0.0)
         v = tl.load(v_ptr + kv_tile, mask=offs[:, None] < seqlen_k, other=0.0)
-        # The second blank. Scores, what to hide, then the tile step.
+        # Second blank: scores, what to hide, then the tile step.
         ### BEGIN SOLUTION
-        s = scale * tl.dot(
-            q, tl.trans(k), input_precision="ieee"
-        )  # [BLOCK_M, BLOCK_N]
+        s = scale * tl.dot(q, tl.trans(k), input_precision="ieee")  # [BLOCK_M, BLOCK_N]
         see = offs[None, :] < seqlen_k
         if CAUSAL:
             see = see & (offs[None, :] <= rows[:, None] + seqlen_k - seqlen_q)
@@ -400,9 +383,7 @@ def flash_kernel(
         alpha = tl.exp(m - origin)
         p = tl.exp(s - origin[:, None])
         l = alpha * l + tl.sum(p, 1)
-        acc = alpha[:, None] * acc + tl.dot(
-            p.to(v.dtype), v, input_precision="ieee"
-        )
+        acc = alpha[:, None] * acc + tl.dot(p.to(v.dtype), v, input_precision="ieee")
         m = m_new
         ### END SOLUTION
 
@@ -419,16 +400,11 @@ def flash_kernel(
 
 def flash_triton(q, k, v, causal, block_m=32, block_n=32):
     """Launch one program for each tile of queries of each head. Tensors [B, H, N, D]."""
-    q, k, v = (
-        q.contiguous(),
-        k.contiguous(),
-        v.contiguous(),
-    )  # the kernel computes addresses from the shape
+    # The kernel computes addresses from the shape alone.
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     batch, num_heads, seqlen_q, head_dim = q.shape
     out = torch.empty_like(q)
-    lse = torch.empty(
-        batch, num_heads, seqlen_q, device=q.device, dtype=torch.float32
-    )
+    lse = torch.empty(batch, num_heads, seqlen_q, device=q.device, dtype=torch.float32)
     flash_kernel[(triton.cdiv(seqlen_q, block_m), batch * num_heads)](
         q, k, v, out, lse, seqlen_q, k.shape[2], num_heads // k.shape[1], head_dim**-0.5,
         CAUSAL=causal, HEAD_DIM=head_dim, BLOCK_M=block_m, BLOCK_N=block_n,
@@ -504,8 +480,7 @@ def merged(q, k, v):
     first = step4(late, k[:, :, :half], v[:, :, :half], False, 64, 64)
     second = step4(late, k[:, :, half:], v[:, :, half:], True, 64, 64)
     return torch.cat(
-        [flash(early, k[:, :, :half], v[:, :, :half]), step2(*first, *second)[0]],
-        dim=2,
+        [flash(early, k[:, :, :half], v[:, :, :half]), step2(*first, *second)[0]], dim=2
     )
 
 
@@ -561,9 +536,7 @@ args = [
     grad[0, head, tile],
 ]
 keep = visible(64, 64, causal=True)
-narrow = step5(
-    *(x.float() for x in args), lse64[0, head, tile].float(), keep, 64**-0.5
-)
+narrow = step5(*(x.float() for x in args), lse64[0, head, tile].float(), keep, 64**-0.5)
 wide = step5(*(x.double() for x in args), lse64[0, head, tile], keep, 64**-0.5)
 rows = {"safe_softmax": (step1(scores), exact)} | dict(
     zip(("dq", "dk", "dv"), zip(narrow, wide))
@@ -670,9 +643,7 @@ if effattn_kernels.MODE == "interpreter":
             print(
                 f"         your prediction: {my_prediction}, {my_prediction / traffic.bytes:.3f} of what was measured"
             )
-    print(
-        f"the plain formula: {4 * 2 * N * N} bytes for S and P, beside Q, K, V and O"
-    )
+    print(f"the plain formula: {4 * 2 * N * N} bytes for S and P, beside Q, K, V and O")
 else:
     print(
         "Bytes are counted in Triton's interpreter only. To run this cell: set INTERPRETER = True in the first code"
@@ -719,19 +690,9 @@ def examine(kernel):
     """One row for each tile size and GPU."""
     rows = []
     for block_m, block_n in ((32, 32), (128, 64)):
-        sizes = {
-            "CAUSAL": True,
-            "HEAD_DIM": 64,
-            "BLOCK_M": block_m,
-            "BLOCK_N": block_n,
-        }
+        sizes = {"CAUSAL": True, "HEAD_DIM": 64, "BLOCK_M": block_m, "BLOCK_N": block_n}
         for row in xray(
-            kernel,
-            types,
-            sizes,
-            gpus=["T4", "A100", "H100"],
-            num_warps=4,
-            num_stages=3,
+            kernel, types, sizes, gpus=["T4", "A100", "H100"], num_warps=4, num_stages=3
         ):
             rows.append(
                 {"tile": f"{block_m}x{block_n}"}
@@ -742,9 +703,7 @@ def examine(kernel):
 
 xrays, mine = [], step6 is flash_triton
 if not mine:
-    print(
-        "Your kernel does not pass step 6 yet: this is the reference kernel's x-ray."
-    )
+    print("Your kernel does not pass step 6 yet: this is the reference kernel's x-ray.")
 try:
     xrays = examine(flash_kernel if mine else reference_kernel())
 except (RuntimeError, ValueError) as error:
@@ -820,8 +779,7 @@ if device.type == "cuda":
     ]  # Triton uses tensor cores from Ampere on
     sdpa = torch.nn.functional.scaled_dot_product_attention
     assert (
-        flash_lab.error(step6(*big, True, *tile)[0], sdpa(*big, is_causal=True))
-        < 0.05
+        flash_lab.error(step6(*big, True, *tile)[0], sdpa(*big, is_causal=True)) < 0.05
     )
     ours = f"{'yours' if mine else 'the reference'}, tile {tile[0]}x{tile[1]}"
     for name, fn in (
