@@ -69,9 +69,8 @@ class _FlashAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q, k, v, causal, scale, window_size, return_lse):  # type: ignore[no-untyped-def]
-        out, lse2 = _forward(
-            q, k, v, causal, scale, window_size
-        )  # lse2: in log2 units, as the kernels keep it
+        # lse2: in log2 units, as the kernels keep it.
+        out, lse2 = _forward(q, k, v, causal, scale, window_size)
         ctx.save_for_backward(q, k, v, out, lse2)
         ctx.options = (causal, scale, window_size)
         ctx.set_materialize_grads(False)

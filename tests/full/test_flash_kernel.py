@@ -22,7 +22,7 @@ from effattn_kernels.flash import architecture, flash_attention
 
 from effattn_lab.foundations.attention import attention, lse, repeat_kv, visible
 
-if effattn_kernels.MODE == "unavailable":
+if effattn_kernels.MODE == "unavailable" and sys.platform != "linux":
     pytest.skip("kernels need triton, which exists for Linux only", allow_module_level=True)
 
 DEVICE = torch.device("cuda" if effattn_kernels.MODE == "compiled" else "cpu")
@@ -76,13 +76,13 @@ def gradients(out, inputs, do):
 def assert_rounding_only(name, got, plain, truth, dtype, magnitude=0.0):
     """Kernel error at most twice the plain run's, both against float64.
 
-    ``magnitude``: size of the terms that the result is a difference of, where that is more than the result.
+    ``magnitude``: what a gradient may add to that is one rounding of a number of this size. Output and log-sum-exp
+    have no such allowance.
     """
     got, plain = got.double(), plain.double()
     assert not got.isnan().any(), f"{name}: NaN (unwritten output?)"
-    scale = max(magnitude, truth[truth.isfinite()].abs().max().item() if truth.isfinite().any() else 0.0)
     error = (got - truth).nan_to_num(0.0).abs().max().item()  # -inf - -inf, where both agree
-    allowed = 2 * (plain - truth).nan_to_num(0.0).abs().max().item() + torch.finfo(dtype).eps * scale
+    allowed = 2 * (plain - truth).nan_to_num(0.0).abs().max().item() + torch.finfo(dtype).eps * magnitude
     assert error <= allowed, f"{name}: error {error:.2e}, allowed {allowed:.2e}"
     assert torch.equal(got.isinf(), truth.isinf()), f"{name}: infinities differ"
 
@@ -106,13 +106,16 @@ def check(shape, dtype, spread=3.0, **options):
     # is the rounding of dP, and no run, plain or not, can do better.
     dp = (do.double() @ repeat_kv(exact[2], q.shape[1] // v.shape[1]).transpose(-1, -2)).abs().max().item()
     scale = abs(options.get("scale") or q.shape[-1] ** -0.5)
-    magnitudes = (scale * dp * k.abs().max().item(), scale * dp * q.abs().max().item(), 0.0)
+    wanted = gradients(truth, exact, do)
+    # P is rebuilt as e^(s - L), from two rounded numbers of the size of L; the plain run still has its P. In fp32
+    # that makes dV up to 2.7 times as far off as the plain run in 5 cases here, where all else keeps to twice.
+    magnitudes = (
+        scale * dp * k.abs().max().item(),
+        scale * dp * q.abs().max().item(),
+        wanted[2].abs().max().item(),
+    )
     for name, a, b, c, magnitude in zip(
-        ("dq", "dk", "dv"),
-        gradients(got, (q, k, v), do),
-        gradients(plain, (q, k, v), do),
-        gradients(truth, exact, do),
-        magnitudes,
+        ("dq", "dk", "dv"), gradients(got, (q, k, v), do), gradients(plain, (q, k, v), do), wanted, magnitudes
     ):
         assert_rounding_only(name, a, b, c, dtype, magnitude)
 
