@@ -37,7 +37,7 @@ def test_xray_json(capsys):
 
 
 @pytest.mark.skipif(
-    torch.cuda.is_available(), reason="the GPU's rows are tested by the gpu-marked kernel tests"
+    torch.cuda.is_available(), reason="rows of a machine without a GPU; test_bench_on_a_gpu has the others"
 )
 def test_bench_shows_no_time_for_a_wrong_result(monkeypatch):
     rows = bench.rows("flash", [64])
@@ -51,6 +51,14 @@ def test_bench_shows_no_time_for_a_wrong_result(monkeypatch):
     assert bad["median_ms"] is None
     assert bad["vs_sdpa"] is None
     assert cli.main(["bench", "flash", "--seqlen", "64"]) == 1
+
+
+@pytest.mark.gpu
+def test_bench_on_a_gpu():
+    rows = bench.rows("flash", [256])
+    assert {row["implementation"] for row in rows} == {"sdpa", "naive", "triton kernel"}
+    assert {row["pass"] for row in rows} == {"forward", "forward+backward"}
+    assert all(row["correct"] and row["median_ms"] > 0 for row in rows)
 
 
 def test_doctor(capsys):
