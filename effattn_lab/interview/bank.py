@@ -1,36 +1,46 @@
 """The interview bank: find its files, check them, load them.
 
 A file ``interview/<part>/<slug>.yml`` holds the questions of one mechanism. Its shape is `schema.json`; what a schema
-cannot say (ids that match the file, expressions that parse, sources that are listed) is checked here. An error names
-the file, the question and the field.
+cannot say (ids that match the file, expressions that parse, sources that are listed, evidence that is there) is
+checked here. Quantities that several answers use stand once in ``interview/quantities.yml``. An error names the file,
+the question and the field.
 """
 
 from __future__ import annotations
 
-import functools
-import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jsonschema
-import yaml
-
 from effattn_lab.interview import expressions
+from effattn_lab.interview.files import (
+    BankError,
+    Quantity,
+    check_schema,
+    load_quantities,
+    read_yaml,
+    referred,
+    resolve,
+)
 
+__all__ = [
+    "LEVELS", "BankError", "Evidence", "FollowUp", "Number", "Quantity", "Question",
+    "bank_root", "load", "load_file", "load_quantities", "select", "topics",
+]  # fmt: skip
 LEVELS = ("junior", "mid", "senior", "staff")
 _PACKAGE = Path(__file__).resolve().parent
-
-
-class BankError(ValueError):
-    """A bank file is wrong; the message names the file, the question and the field."""
+_MOST_POINTS = 5  # of an ordinary question: more than a listener can tick off in two minutes
 
 
 @dataclass(frozen=True)
 class Number:
-    """One number of an answer and where it comes from: an expression, a source, or both."""
+    """One number of an answer and where it comes from: an expression, a source, or both.
+
+    `quantity` is its id in ``quantities.yml``, if it is shared; claim, unit, expression and source are then from
+    there. ``Q["id"]`` in an expression is written out already; `uses` keeps the ids.
+    """
 
     claim: str
     value: float
@@ -38,6 +48,8 @@ class Number:
     expr: str | None
     source: str | None
     rel_tol: float
+    quantity: str | None = None
+    uses: tuple[str, ...] = ()
 
     def evaluate(self) -> float:
         """Value of `expr`. Raises ValueError without one, or if it cannot be evaluated."""
@@ -47,11 +59,33 @@ class Number:
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """What a claim rests on.
+
+    Attributes:
+        kind: ``"number"`` (one of the question's numbers), ``"proof"`` (its proof), ``"test"`` (of the package) or
+            ``"cite"`` (a paper).
+        target: the number as printed with its unit (``"128 KiB"``), the test (``"tests/full/test_flash.py::test_x"``)
+            or the key in references.bib; empty for a proof.
+    """
+
+    kind: str
+    target: str
+
+    @classmethod
+    def parse(cls, text: str) -> Evidence:
+        """From the form in the files: ``number:128 KiB``, ``proof``, ``test:...::...``, ``cite:key``."""
+        kind, _, target = text.partition(":")
+        return cls(kind, target.strip())
+
+
+@dataclass(frozen=True)
 class FollowUp:
     """What an interviewer asks next, and the answer in a sentence or two."""
 
     ask: str
     answer: str
+    by: tuple[Evidence, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,6 +110,9 @@ class Question:
     numbers: tuple[Number, ...]
     proof: str | None
     file: Path
+    kind: str = "question"
+    answer_by: tuple[Evidence, ...] = ()
+    points_by: tuple[tuple[Evidence, ...], ...] = ()  # one entry a key point
 
     @property
     def anchor(self) -> str:
@@ -133,13 +170,9 @@ def load(root: Path | str | None = None) -> list[Question]:
 def load_file(file: Path | str) -> list[Question]:
     """Questions of one file. Raises BankError as `load` does."""
     file = Path(file)
-    try:
-        data = yaml.load(file.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
-    except OSError as error:
-        raise BankError(f"{file}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BankError(f"{file}: not valid YAML: {error}") from None
-    _check_schema(data, file)
+    data = read_yaml(file)
+    check_schema(data, file)
+    quantities = load_quantities(file.parent.parent)
     topic = f"{file.parent.name}/{file.stem}"
     if data["topic"] != topic:
         raise BankError(f"{file}: field 'topic': expected {topic!r} (the file's path), got {data['topic']!r}")
@@ -148,8 +181,9 @@ def load_file(file: Path | str) -> list[Question]:
         where = f"{file}: {entry['id']}"
         if any(question.id == entry["id"] for question in questions):
             raise BankError(f"{where}: field 'id': already used in this file")
-        _check_entry(entry, topic, where)
-        questions.append(_question(entry, data, file))
+        question = _question(entry, data, file, _numbers(entry, quantities, where))
+        _check_question(question, where)
+        questions.append(question)
     return questions
 
 
@@ -179,8 +213,11 @@ def select(
     return [q for q in questions if level is None or q.level == level]
 
 
-def _question(entry: dict[str, Any], data: dict[str, Any], file: Path) -> Question:
+def _question(
+    entry: dict[str, Any], data: dict[str, Any], file: Path, numbers: tuple[Number, ...]
+) -> Question:
     chapter, section = entry["links"]["section"].split("#")
+    points = [p if isinstance(p, dict) else {"point": p} for p in entry["key_points"]]
     return Question(
         id=entry["id"],
         topic=data["topic"],
@@ -190,95 +227,96 @@ def _question(entry: dict[str, Any], data: dict[str, Any], file: Path) -> Questi
         question=entry["question"].strip(),
         red_flag=entry["red_flag"].strip(),
         strong_answer=entry["strong_answer"].strip(),
-        key_points=tuple(point.strip() for point in entry["key_points"]),
-        follow_ups=tuple(FollowUp(f["ask"].strip(), f["answer"].strip()) for f in entry["follow_ups"]),
+        key_points=tuple(p["point"].strip() for p in points),
+        follow_ups=tuple(
+            FollowUp(f["ask"].strip(), f["answer"].strip(), _evidence(f)) for f in entry["follow_ups"]
+        ),
         chapter=chapter,
         section=section,
         lab=entry["links"].get("lab"),
         sources=tuple(entry["sources"]),
         given=tuple(entry.get("given", ())),
-        numbers=tuple(
-            Number(
-                claim=n["claim"].strip(),
-                value=n["value"],
-                unit=n.get("unit", ""),
-                expr=n.get("expr"),
-                source=n.get("source"),
-                rel_tol=n.get("rel_tol", 0.005),
-            )
-            for n in entry["numbers"]
-        ),
+        numbers=numbers,
         proof=entry.get("proof"),
         file=file,
+        kind=entry.get("kind", "question"),
+        answer_by=_evidence(entry, "answer_by"),
+        points_by=tuple(_evidence(p) for p in points),
     )
 
 
-def _check_entry(entry: dict[str, Any], topic: str, where: str) -> None:
-    if not entry["id"].startswith(topic + "/"):
-        raise BankError(f"{where}: field 'id': expected it to begin with {topic + '/'!r}")
-    for i, number in enumerate(entry["numbers"]):
-        field = f"numbers[{i}]"
-        if "expr" in number:
-            try:
-                expressions.parse(number["expr"])
-            except ValueError as error:
-                raise BankError(f"{where}: field '{field}.expr': {error}") from None
-        if "source" in number and number["source"] not in entry["sources"]:
-            raise BankError(f"{where}: field '{field}.source': {number['source']!r} is not in 'sources'")
+def _evidence(entry: dict[str, Any], field: str = "by") -> tuple[Evidence, ...]:
+    return tuple(Evidence.parse(text) for text in entry.get(field, ()))
 
 
-@functools.cache
-def _validator() -> jsonschema.Draft202012Validator:
-    schema = json.loads((_PACKAGE / "schema.json").read_text(encoding="utf-8"))
-    return jsonschema.Draft202012Validator(schema)
-
-
-def _check_schema(data: Any, file: Path) -> None:
-    errors = sorted(
-        _validator().iter_errors(data), key=lambda error: [str(part) for part in error.absolute_path]
-    )
-    if not errors:
-        return
-    error = errors[0]
-    path = list(error.absolute_path)
-    where = str(file)
-    if len(path) >= 2 and path[0] == "questions":
-        entry = data["questions"][path[1]]
-        name = entry.get("id") if isinstance(entry, dict) else None
-        where += f": {name or f'question {int(path[1]) + 1}'}"
-        path = path[2:]
-    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
-    raise BankError(f"{where}: {_explain(error, field)}")
-
-
-def _explain(error: Any, field: str) -> str:
-    def inside(names: Iterable[str]) -> str:
-        return ", ".join(repr(f"{field}.{name}" if field else name) for name in names)
-
-    match error.validator:
-        case "required":
-            return f"field {inside(n for n in error.validator_value if n not in error.instance)}: missing"
-        case "additionalProperties":
-            known = error.schema["properties"]
-            extra = inside(str(n) for n in error.instance if n not in known)
-            return f"field {extra}: unknown; expected one of {', '.join(known)}"
-        case "anyOf":
-            return f"field {field!r}: expected 'expr' (how to compute it) or 'source' (who reports it), got neither"
-        case "enum":
-            return (
-                f"field {field!r}: expected one of {', '.join(error.validator_value)}, got {error.instance!r}"
+def _numbers(entry: dict[str, Any], quantities: Mapping[str, Quantity], where: str) -> tuple[Number, ...]:
+    found = []
+    for i, n in enumerate(entry["numbers"]):
+        field, id_ = f"numbers[{i}]", n.get("q")
+        if id_ is not None and id_ not in quantities:
+            raise BankError(f"{where}: field '{field}.q': {id_!r} is not in quantities.yml")
+        shared = quantities[id_] if id_ is not None else None
+        expr = shared.expr if shared else n.get("expr")
+        uses = referred(expr or "")
+        try:
+            expr = None if expr is None else resolve(expr, quantities)
+            if expr is not None:
+                expressions.parse(expr)
+        except ValueError as error:
+            raise BankError(f"{where}: field '{field}.expr': {error}") from None
+        found.append(
+            Number(
+                claim=shared.meaning if shared else n["claim"].strip(),
+                value=n["value"],
+                unit=shared.unit if shared else n.get("unit", ""),
+                expr=expr,
+                source=shared.source if shared else n.get("source"),
+                rel_tol=n.get("rel_tol", 0.005),
+                quantity=id_,
+                uses=uses,
             )
-    return f"field {field!r}: {error.message[:300]}" if field else error.message[:300]
+        )
+    return tuple(found)
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, where PyYAML silently keeps the last."""
+def _check_question(question: Question, where: str) -> None:
+    if not question.id.startswith(question.topic + "/"):
+        raise BankError(f"{where}: field 'id': expected it to begin with {question.topic + '/'!r}")
+    if question.kind == "question" and len(question.key_points) > _MOST_POINTS:
+        raise BankError(
+            f"{where}: field 'key_points': expected at most {_MOST_POINTS} outside a case, "
+            f"got {len(question.key_points)}"
+        )
+    for i, number in enumerate(question.numbers):
+        if number.source is not None and number.source not in question.sources:
+            raise BankError(f"{where}: field 'numbers[{i}].source': {number.source!r} is not in 'sources'")
+    fields = {"answer_by": question.answer_by}
+    fields |= {f"key_points[{i}].by": by for i, by in enumerate(question.points_by)}
+    fields |= {f"follow_ups[{i}].by": f.by for i, f in enumerate(question.follow_ups)}
+    printed = {_printed(n.value, n.unit) for n in question.numbers}
+    for field, by in fields.items():
+        for evidence in by:
+            if problem := _missing(evidence, question, printed):
+                raise BankError(f"{where}: field '{field}': {problem}")
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is given twice", node.start_mark
-                )
-        return super().construct_mapping(node, deep)
+
+def _printed(value: float, unit: str) -> str:
+    return f"{value:.12g} {unit}".strip()
+
+
+def _missing(evidence: Evidence, question: Question, printed: set[str]) -> str | None:
+    """What the question lacks that `evidence` names. Whether a test exists, tests say: a wheel has none."""
+    match evidence.kind:
+        case "number":
+            value, _, unit = evidence.target.partition(" ")
+            try:
+                known = _printed(float(value.replace(",", "")), unit) in printed
+            except ValueError:
+                known = False
+            if not known:
+                return f"no number of the question is {evidence.target!r}; there are {', '.join(sorted(printed))}"
+        case "proof" if question.proof is None:
+            return "the question has no proof"
+        case "cite" if evidence.target not in question.sources:
+            return f"{evidence.target!r} is not in 'sources'"
+    return None

@@ -7,7 +7,7 @@ import copy
 import pytest
 import yaml
 
-from effattn_lab.interview import BankError, load
+from effattn_lab.interview import BankError, Evidence, load
 from effattn_lab.interview import expressions as ex
 
 GOOD = {
@@ -56,6 +56,34 @@ def test_the_unbroken_file_loads(tmp_path):
     )
 
 
+def test_evidence_and_cases_load(tmp_path):
+    def change(data, q):
+        q["kind"] = "case"
+        q["answer_by"] = ["number:8 B", "proof", "test:tests/full/test_flash.py::test_merge_law"]
+        q["key_points"] = [{"point": f"point {i}", "by": ["cite:dao2022flashattention"]} for i in range(8)]
+        q["proof"] = "assert True"
+
+    write(tmp_path, broken(change))
+    (question,) = load(tmp_path)
+    assert question.kind == "case"
+    assert [e.kind for e in question.answer_by] == ["number", "proof", "test"]
+    assert question.answer_by[0].target == "8 B"
+    assert question.key_points[7] == "point 7"
+    assert question.points_by[7] == (Evidence("cite", "dao2022flashattention"),)
+    assert question.follow_ups[0].by == ()
+
+
+def test_shared_quantity_is_filled_in(tmp_path):
+    (tmp_path / "quantities.yml").write_text(
+        "two: {meaning: A pair, unit: B, expr: 1 + 1}\n", encoding="utf-8"
+    )
+    numbers = [{"q": "two", "value": 2}, {"claim": "thrice", "value": 6, "expr": '3 * Q["two"]'}]
+    write(tmp_path, broken(lambda d, q: q.update(numbers=numbers)))
+    shared, own = load(tmp_path)[0].numbers
+    assert (shared.claim, shared.unit, shared.evaluate(), shared.quantity) == ("A pair", "B", 2, "two")
+    assert (own.expr, own.evaluate(), own.uses) == ("3 * (1 + 1)", 6, ("two",))
+
+
 def _drop(field):
     return lambda data, q: q.pop(field)
 
@@ -79,7 +107,7 @@ CASES = {
     "value is text": (lambda d, q: q["numbers"][0].update(value="8"), r"'numbers\[0\].value'"),
     "no evidence": (
         lambda d, q: q["numbers"][0].pop("expr"),
-        r"'numbers\[0\]': expected 'expr'.*or 'source'",
+        r"'numbers\[0\]': expected 'q' .*'expr'.*or 'source'",
     ),
     "expression": (
         lambda d, q: q["numbers"][0].update(expr="2 *"),
@@ -89,6 +117,42 @@ CASES = {
         lambda d, q: q["numbers"][0].update(expr="().__class__"),
         r"'numbers\[0\].expr'.*not allowed",
     ),
+    "unknown quantity": (
+        lambda d, q: q.update(numbers=[{"q": "no-such", "value": 8}]),
+        r"'numbers\[0\].q': 'no-such' is not in quantities.yml",
+    ),
+    "unknown quantity in an expression": (
+        lambda d, q: q["numbers"][0].update(expr='Q["no-such"] + 1'),
+        r"'numbers\[0\].expr': 'no-such' is not in quantities.yml",
+    ),
+    "quantity and claim": (lambda d, q: q["numbers"][0].update(q="two"), r"'numbers\[0\]"),
+    "evidence of no kind": (lambda d, q: q.update(answer_by=["trust me"]), r"'answer_by\[0\]'"),
+    "no evidence in the list": (lambda d, q: q.update(answer_by=[]), "'answer_by'"),
+    "evidence by a number that is not there": (
+        lambda d, q: q.update(answer_by=["number:9 B"]),
+        "'answer_by': no number of the question is '9 B'; there are 8 B",
+    ),
+    "evidence by a number without its unit": (
+        lambda d, q: q.update(answer_by=["number:8"]),
+        "'answer_by': no number of the question is '8'",
+    ),
+    "evidence by a proof that is not there": (
+        lambda d, q: q["follow_ups"][0].update(by=["proof"]),
+        r"'follow_ups\[0\].by': the question has no proof",
+    ),
+    "evidence by an unlisted paper": (
+        lambda d, q: q.update(key_points=["first", {"point": "second", "by": ["cite:nobody2020"]}, "third"]),
+        r"'key_points\[1\].by': 'nobody2020' is not in 'sources'",
+    ),
+    "evidence by something that is no test": (
+        lambda d, q: q.update(answer_by=["test:effattn_lab/cli.py::main"]),
+        r"'answer_by\[0\]'",
+    ),
+    "many points outside a case": (
+        lambda d, q: q.update(key_points=[f"point {i}" for i in range(6)]),
+        "'key_points': expected at most 5 outside a case, got 6",
+    ),
+    "kind": (lambda d, q: q.update(kind="riddle"), "'kind': expected one of question, case"),
     "unlisted source": (
         lambda d, q: q["numbers"][0].update(source="nobody2020"),
         r"'numbers\[0\].source'.*nobody2020",

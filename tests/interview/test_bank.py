@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -12,11 +14,25 @@ import torch
 
 from effattn_lab.interview import LEVELS, load, select, topics
 from effattn_lab.interview import bank as bank_module
-from effattn_lab.interview.evidence import printed_numbers, unsupported_numbers, unused_assumptions
+from effattn_lab.interview.evidence import (
+    cited,
+    contradictions,
+    missing_tests,
+    printed_numbers,
+    named_tests,
+    unbound_claims,
+    unsupported_numbers,
+    unused_assumptions,
+)
+from effattn_lab.interview.files import referred
 from effattn_lab.interview.plain import plain
 
 ROOT = Path(__file__).parents[2]
 BANK = load()
+QUANTITIES = bank_module.load_quantities(ROOT / "interview")
+KEYS = set(
+    re.findall(r"^@\w+\{([^,\s]+),", (ROOT / "references.bib").read_text(encoding="utf-8"), re.MULTILINE)
+)
 NUMBERS = [
     pytest.param(number, id=f"{question.id}-{i}")
     for question in BANK
@@ -32,8 +48,8 @@ def test_schema_is_a_schema():
 
 
 def test_load_finds_every_file():
-    files = sorted((ROOT / "interview").rglob("*.yml"))
-    assert {question.file for question in BANK} == set(files)
+    files = set((ROOT / "interview").rglob("*.yml")) - {ROOT / "interview" / "quantities.yml"}
+    assert {question.file for question in BANK} == files
     assert bank_module.bank_root() == ROOT / "interview"
 
 
@@ -62,10 +78,41 @@ def test_lab_exists(question):
 
 @by_id
 def test_sources_are_in_the_bibliography(question):
-    keys = set(
-        re.findall(r"^@\w+\{([^,\s]+),", (ROOT / "references.bib").read_text(encoding="utf-8"), re.MULTILINE)
-    )
-    assert set(question.sources) <= keys
+    assert set(question.sources) <= KEYS
+    assert cited(question) <= KEYS
+
+
+def test_sources_of_quantities_are_in_the_bibliography():
+    assert {q.source for q in QUANTITIES.values() if q.source is not None} <= KEYS
+
+
+@by_id
+def test_every_claim_is_bound(question):
+    assert unbound_claims(question) == []
+    assert missing_tests(question, ROOT) == []
+
+
+def test_bound_tests_are_collected():
+    """A function called test_x may still be no test: inside another, deselected, in a file that fails to import."""
+    wanted = set().union(*(named_tests(question) for question in BANK))
+    files = sorted({name.split("::")[0] for name in wanted})
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *files],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    collected = {line.split("[")[0] for line in done.stdout.splitlines() if "::" in line}
+    assert wanted - collected == set(), done.stdout[-1000:]
+
+
+def test_no_two_answers_contradict():
+    assert contradictions(BANK, QUANTITIES) == []
+
+
+def test_every_quantity_is_used():
+    numbers = [number for question in BANK for number in question.numbers]
+    used = {number.quantity for number in numbers} | {id_ for number in numbers for id_ in number.uses}
+    inner = {id_ for q in QUANTITIES.values() for id_ in referred(q.expr or "")}
+    assert set(QUANTITIES) <= used | inner
 
 
 @by_id
@@ -90,6 +137,11 @@ def test_proof_runs(question):
 def test_strong_answer_can_be_said_aloud(question):
     text = plain(question.strong_answer)
     sentences = re.split(r"(?<=[.?!])\s+(?=[A-Z0-9\"'])", text)
+    if question.kind == "case":  # two to three minutes, after the working out
+        assert 8 <= len(sentences) <= 30
+        assert 220 <= len(text.split()) <= 450
+        assert question.minutes >= 15
+        return
     assert 3 <= len(sentences) <= 8
     # 150 words a minute is how people speak; a minute's answer is not a lecture of three.
     assert 40 <= len(text.split()) <= 75 * question.minutes
