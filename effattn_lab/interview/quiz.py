@@ -1,86 +1,77 @@
-"""``effattn quiz``: interview questions in the terminal, judged by you against a rubric.
+"""``effattn quiz``: interview questions in the terminal, judged by you against a rubric, scheduled by FSRS.
 
-A question is shown; you answer aloud; Enter shows what a wrong candidate says, a strong answer and the rubric; you
-say for each point whether you had it. At the end: the score and the sections to read again. Works with a keyboard,
-with piped input (the end of the input ends the round) and without colours (``--plain``).
+Five questions at a time, what is due first; ``--mock 45`` holds a timed interview. Every rating is on the disk before
+the next question appears. ``--export`` and ``--import`` exchange the progress with the book's practice page.
 """
 
 from __future__ import annotations
 
 import argparse
-import random
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-from rich.console import Console
-from rich.markup import escape
-from rich.panel import Panel
-from rich.table import Table
-from rich.text import Text
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from effattn_lab.interview.bank import LEVELS, BankError, Question, load, select, topics
-from effattn_lab.interview.plain import plain
 
-_YES, _NO, _QUIT = {"y", "yes"}, {"n", "no"}, {"q", "quit"}
-_INTERRUPTED = 130  # the shell's convention for Ctrl-C
+if TYPE_CHECKING:
+    from effattn_lab.interview.progress import Journal
+    from effattn_lab.interview.schedule import Standing
+    from effattn_lab.interview.terminal import Clock, Screen
 
-
-@dataclass(frozen=True)
-class Rated:
-    """A question and, for each key point, whether the learner had it."""
-
-    question: Question
-    points: tuple[bool, ...]
-
-
-class _Leave(Exception):
-    """The learner leaves: end of input, ``q`` or Ctrl-C."""
-
-    def __init__(self, interrupted: bool = False) -> None:
-        super().__init__()
-        self.interrupted = interrupted
+_COUNT = 5
+_WRONG, _INTERRUPTED = 2, 130
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to `parser`."""
-    parser.add_argument(
-        "--topic", metavar="TOPIC", help="a mechanism (full/flash) or a part (full); default: all"
+    add = parser.add_argument
+    add("--topic", metavar="TOPIC", help="a mechanism (full/flash) or a part (full); default: all")
+    add("--level", choices=LEVELS, help="only questions of this level")
+    add(
+        "--count",
+        type=int,
+        metavar="N",
+        help=f"how many questions; default {_COUNT}, or fewer if there are fewer",
     )
-    parser.add_argument("--level", choices=LEVELS, help="only questions of this level")
-    parser.add_argument(
-        "--count", type=int, metavar="N", help="how many questions; default 5, or fewer if there are fewer"
+    add("--due", action="store_true", help="only questions that are due for repetition")
+    add(
+        "--mock", type=float, metavar="MINUTES", help="a timed mock interview with a written debrief, e.g. 45"
     )
-    parser.add_argument(
-        "--seed", type=int, metavar="S", help="draw the same questions in the same order again"
+    add("--seed", type=int, metavar="S", help="draw new questions in the same order again")
+    add("--list", action="store_true", help="list the questions that match and leave")
+    add("--stats", action="store_true", help="show what was practised, by topic, and leave")
+    add("--export", metavar="FILE", help="write the progress to FILE (JSON), and leave")
+    add("--import", metavar="FILE", dest="import_", help="add the progress in FILE to yours, and leave")
+    add(
+        "--state",
+        metavar="FILE",
+        help="where the progress is kept; default: the user's data folder, EFFATTN_DATA",
     )
-    parser.add_argument("--list", action="store_true", help="list the questions that match and leave")
-    parser.add_argument(
-        "--plain", action="store_true", help="no colours, no boxes (also when output is not a terminal)"
-    )
+    add("--plain", action="store_true", help="no colours, no boxes (also when output is not a terminal)")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run the command; returns its exit status: 0, 2 for a wrong option, 130 after Ctrl-C."""
-    if args.count is not None and args.count < 1:
-        return _fail(f"--count: expected at least 1, got {args.count}")
+def run(args: argparse.Namespace, clock: Clock | None = None) -> int:
+    """Run the command; returns its exit status: 0, 2 for a wrong option or file, 130 after Ctrl-C.
+
+    `clock` is where the time comes from; default: the system's.
+    """
+    from effattn_lab.interview.progress import Journal, ProgressError
+
     try:
+        _check(args)
         bank = load()
         questions = select(bank, args.topic, args.level)
+        if not questions:
+            known = ", ".join(topics(bank))
+            raise ValueError(f"level: no question of level {args.level} in {args.topic}; topics: {known}")
     except BankError as error:
         return _fail(str(error))
     except ValueError as error:
         return _fail(f"--{error}")
-    if not questions:
-        return _fail(f"no question of level {args.level} in {args.topic}; topics: {', '.join(topics(bank))}")
-    boxes = sys.stdout.isatty() and not args.plain
-    console = Console(no_color=not boxes, highlight=False, soft_wrap=False)
-    if args.list:
-        _list(console, questions, boxes)
-        return 0
-    count = min(args.count or 5, len(questions))
-    chosen = random.Random(args.seed).sample(questions, count)
-    return _practise(console, chosen, boxes)
+    try:
+        return _run(args, bank, questions, Journal(args.state), clock)
+    except ProgressError as error:
+        return _fail(str(error))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,138 +81,135 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(parser.parse_args(argv))
 
 
-def _fail(message: str) -> int:
-    print(f"effattn quiz: {message}", file=sys.stderr)
-    return 2
+def _check(args: argparse.Namespace) -> None:
+    """Raises ValueError, whose text begins with the option's name, if options are wrong or don't go together."""
+    if args.count is not None and args.count < 1:
+        raise ValueError(f"count: expected at least 1, got {args.count}")
+    if args.mock is not None:
+        from effattn_lab.interview.mock import LONGEST, SHORTEST
+
+        if not SHORTEST <= args.mock <= LONGEST:
+            raise ValueError(f"mock: expected {SHORTEST} to {LONGEST} minutes, got {args.mock:g}")
+        if args.count is not None:
+            raise ValueError(f"count: expected none beside --mock, which fills the time, got {args.count}")
 
 
-def _list(console: Console, questions: Sequence[Question], boxes: bool) -> None:
-    if not boxes:
-        for q in questions:
-            print(f"{q.id}\t{q.level}\t{plain(q.question)}")
-        return
-    table = Table(title=f"{len(questions)} questions", box=None, pad_edge=False)
-    for heading in ("id", "level", "question"):
-        table.add_column(heading, overflow="fold", no_wrap=heading == "level")
-    for q in questions:
-        table.add_row(q.id, q.level, Text(plain(q.question)))
-    console.print(table)
+def _run(
+    args: argparse.Namespace,
+    bank: Sequence[Question],
+    questions: Sequence[Question],
+    journal: Journal,
+    clock: Clock | None,
+) -> int:
+    from effattn_lab.interview.schedule import queue, standings
+    from effattn_lab.interview.terminal import Screen
 
+    if args.import_ or args.export:
+        return _exchange(args, journal)
+    if args.list and not args.due:  # what there is does not depend on the progress
+        return _list(Screen(boxes=_boxes(args)), questions)
+    reviews = journal.read()
+    standing = standings(reviews)
+    screen = Screen(boxes=_boxes(args), clock=clock)
+    if journal.damaged:
+        print(
+            f"effattn quiz: {journal.path}: lines that can't be read: {journal.damaged}; they are left as they are",
+            file=sys.stderr,
+        )
+    now = screen.clock.now()
+    if args.stats:
+        from effattn_lab.interview.stats import show_stats
 
-def _practise(console: Console, questions: Sequence[Question], boxes: bool) -> int:
-    rated: list[Rated] = []
-    interrupted = False
-    minutes = sum(q.minutes for q in questions)
-    console.print(
-        f"{len(questions)} {'question' if len(questions) == 1 else 'questions'}, about {minutes:g} minutes. "
-        "Answer aloud, then press Enter. [bold]q[/bold] leaves."
-    )
-    try:
-        for number, question in enumerate(questions, start=1):
-            _ask(console, question, f"{number}/{len(questions)}", boxes)
-            rated.append(_rate(console, question))
-    except _Leave as leave:
-        interrupted = leave.interrupted
-        console.print()
-    _summary(console, rated, len(questions), boxes)
+        show_stats(screen, bank, questions, reviews, standing, journal.path)
+        return 0
+    waiting = queue(questions, standing, now, args.seed)
+    if args.due:
+        questions = waiting.due
+        if not questions:
+            return _nothing_due(screen, [standing[q.id] for q in waiting.ahead])
+    if args.list:
+        return _list(screen, questions)
+    if args.mock is not None:
+        return _mock(args, screen, questions, standing, journal)
+    from effattn_lab.interview import session
+
+    pool = waiting.due if args.due else waiting.all
+    chosen = pool[: args.count or _COUNT]
+    answered, interrupted = session.practise(screen, chosen, journal.append, session.opening(chosen, waiting))
+    reviews += [a.review for a in answered]
+    session.summary(screen, answered, len(chosen), _of(questions, standings(reviews)))
     return _INTERRUPTED if interrupted else 0
 
 
-def _ask(console: Console, question: Question, number: str, boxes: bool) -> None:
-    heading = f"{number} · {question.topic_title} · {question.level} · {question.minutes:g} min"
-    console.print()
-    _show(console, heading, plain(question.question), boxes, "cyan")
-    while (word := _read(console, "Enter shows the answer: ").lower()) in _QUIT or word:
-        if word in _QUIT:
-            raise _Leave()
-        if not sys.stdin.isatty():  # a typed answer, piped in: the rating follows
-            break
-        console.print("Your answer stays with you; Enter alone shows ours.")
-    _show(console, "Red flag", plain(question.red_flag), boxes, "red")
-    _show(console, "Strong answer", plain(question.strong_answer), boxes, "green")
-    for follow_up in question.follow_ups:
-        _show(console, f"Follow-up: {plain(follow_up.ask)}", plain(follow_up.answer), boxes, "blue")
-    for number_ in question.numbers:
-        origin = number_.expr or f"reported: {number_.source}"
-        console.print(
-            Text(
-                f"  {number_.value:g} {number_.unit}".rstrip() + f"  {plain(number_.claim)}  [{origin}]",
-                style="dim",
-            )
-        )
+def _mock(
+    args: argparse.Namespace,
+    screen: Screen,
+    questions: Sequence[Question],
+    standing: Mapping[str, Standing],
+    journal: Journal,
+) -> int:
+    from effattn_lab.interview import debrief, links, mock, session
+
+    need = mock.needs(questions, standing, screen.clock.now())
+    state = mock.interview(screen, questions, need, args.mock, journal.append, args.seed)
+    at = screen.clock.now()
+    screen.say()
+    screen.say(debrief.overall(state))
+    if state.asked:
+        session.read_again(screen, [asked.answered for asked in state.asked])
+        text = debrief.debrief(state, at, links.find_book())
+        screen.say(f"Debrief: {debrief.save(journal.path.parent / 'debriefs', text, at)}")
+    return _INTERRUPTED if state.ended == "interrupted" else 0
 
 
-def _rate(console: Console, question: Question) -> Rated:
-    console.print("\nDid you say it? (y/n)")
-    points = []
-    for point in question.key_points:
-        while True:
-            word = _read(console, f"  {plain(point)} [y/n] ").lower()
-            if word in _QUIT:
-                raise _Leave()
-            if word in _YES | _NO:
-                break
-            console.print("  y, n, or q to leave")
-        points.append(word in _YES)
-    console.print(f"{sum(points)} of {len(points)}")
-    return Rated(question, tuple(points))
+def _exchange(args: argparse.Namespace, journal: Journal) -> int:
+    """Import, then export, whatever was asked for."""
+    from effattn_lab.interview.progress import export_reviews, import_reviews
+    from effattn_lab.interview.terminal import counted
+
+    if args.import_:
+        found = import_reviews(args.import_)
+        new = journal.merge(found)
+        known = len(found) - new
+        print(f"{args.import_}: {counted(new, 'new review')} added to {journal.path}, {known} known already")
+    if args.export:
+        count = export_reviews(args.export, journal.read())
+        print(f"{args.export}: {counted(count, 'review')} written")
+    return 0
 
 
-def _read(console: Console, prompt: str) -> str:
-    try:
-        word = console.input(escape(prompt)).strip()
-        if not sys.stdin.isatty():
-            console.print(Text(word))  # the terminal echoes what is typed; a pipe does not
-        return word
-    except EOFError:
-        raise _Leave() from None
-    except KeyboardInterrupt:
-        raise _Leave(interrupted=True) from None
+def _list(screen: Screen, questions: Sequence[Question]) -> int:
+    from effattn_lab.interview.plain import plain
+    from effattn_lab.interview.terminal import counted
+
+    if screen.boxes:
+        screen.say(counted(len(questions), "question"))
+    screen.table(("id", "level", "question"), [(q.id, q.level, plain(q.question)) for q in questions])
+    return 0
 
 
-def _show(console: Console, title: str, text: str, boxes: bool, colour: str) -> None:
-    if boxes:
-        console.print(
-            Panel(
-                Text(text), title=Text(title), title_align="left", border_style=colour, width=_width(console)
-            )
-        )
+def _nothing_due(screen: Screen, later: Sequence[Standing]) -> int:
+    from effattn_lab.interview.session import when
+
+    if later:
+        first = min(standing.due for standing in later)
+        screen.say(f"Nothing is due. Next: {when(first, screen.clock.now())}.")
     else:
-        console.print(Text(f"\n{title}\n{text}"))
+        screen.say("Nothing is due: no question of these was practised yet. Leave --due out to begin.")
+    return 0
 
 
-def _width(console: Console) -> int:
-    """Lines longer than this are hard to read, however wide the terminal is."""
-    return min(console.width, 100)
+def _of(questions: Sequence[Question], standing: Mapping[str, Standing]) -> dict[str, Standing]:
+    return {question.id: standing[question.id] for question in questions if question.id in standing}
 
 
-def _summary(console: Console, rated: Sequence[Rated], asked: int, boxes: bool) -> None:
-    if not rated:
-        console.print("No question rated. Nothing is stored; start again whenever you like.")
-        return
-    said = sum(sum(r.points) for r in rated)
-    possible = sum(len(r.points) for r in rated)
-    console.print()
-    console.print(
-        f"{len(rated)} of {asked} questions, {said} of {possible} points ({100 * said / possible:.0f} %)"
-    )
-    for r in rated:
-        console.print(Text(f"  {sum(r.points)}/{len(r.points)}  {r.question.id} ({r.question.level})"))
-    again = [r for r in rated if not all(r.points)]
-    if not again:
-        console.print("Every point made. Try the next level up.")
-        return
-    console.print("Read again:")
-    seen: set[str] = set()
-    for r in again:
-        target = f"chapters/{r.question.chapter}.md#{r.question.section}"
-        lab = f", lab labs/{r.question.lab}.ipynb" if r.question.lab else ""
-        missed = "; ".join(
-            plain(p) for p, had in zip(r.question.key_points, r.points, strict=True) if not had
-        )
-        console.print(Text(f"  {target}{lab if target not in seen else ''}"))
-        console.print(Text(f"    missed: {missed}", style="dim" if boxes else ""))
-        seen.add(target)
+def _boxes(args: argparse.Namespace) -> bool | None:
+    return False if args.plain else None
+
+
+def _fail(message: str) -> int:
+    print(f"effattn quiz: {message}", file=sys.stderr)
+    return _WRONG
 
 
 if __name__ == "__main__":
