@@ -22,9 +22,14 @@ _SIZES = re.compile(
 _PRODUCT = re.compile(r"mat1 and mat2|batch1|batch2|[Ee]xpected size for first two|matmul:|must be equal")
 
 
-def structural(exercise: Exercise, fn: Callable[..., Any], case: Case, failure: Failure) -> str | None:
-    """The likely cause of a failure of one of the kinds in `STRUCTURAL`; None where nothing is known."""
+def structural(exercise: Exercise, fn: Callable[..., Any] | None, case: Case, failure: Failure) -> str | None:
+    """The likely cause of a failure of one of the kinds in `STRUCTURAL`; None where nothing is known.
+
+    ``fn`` is None where only its results are at hand, as in a grader.
+    """
     if failure.kind == "none":
+        if fn is None:
+            return "The function, or a branch of it, ends without a return statement."
         if not returns(fn):
             return "There is no `return` in the function: without one Python returns None."
         return "A branch of the function ends without a return statement."
@@ -38,7 +43,8 @@ def structural(exercise: Exercise, fn: Callable[..., Any], case: Case, failure: 
     if failure.kind == "dtype":
         return "A cast in between (.half(), .double(), a tensor made without dtype=) changed the type of the result."
     if failure.kind == "exception":
-        return (_in_kernel(failure) if kernels_of(fn) else None) or _in_torch(exercise, fn, case, failure)
+        in_kernel = kernels_of(fn) if fn is not None else exercise.kernel
+        return (_in_kernel(failure) if in_kernel else None) or _in_torch(exercise, fn, case, failure)
     return None
 
 
@@ -88,7 +94,7 @@ def compiler_cause(message: str) -> str | None:
     return None
 
 
-def _in_torch(exercise: Exercise, fn: Callable[..., Any], case: Case, failure: Failure) -> str | None:
+def _in_torch(exercise: Exercise, fn: Callable[..., Any] | None, case: Case, failure: Failure) -> str | None:
     message, line = failure.compared, failure.where
     sizes = _SIZES.search(message)
     if sizes:
@@ -111,7 +117,7 @@ def _in_torch(exercise: Exercise, fn: Callable[..., Any], case: Case, failure: F
             "Two tensors on that line do not line up. A number per row needs a last axis of length 1 before it "
             "meets a whole row: keepdim=True in a reduction, or [..., None]."
         )
-        if rank > 2 and "[:, None]" in text_of(fn):
+        if rank > 2 and fn is not None and "[:, None]" in text_of(fn):
             text += " ([:, None] does that for a vector only.)"
         return text
     if _PRODUCT.search(message):

@@ -88,7 +88,7 @@ def _examine(exercise: Exercise, fn: Callable[..., Any], seed: int, rungs: int) 
     device = exercise.device()
     judged: list[tuple[Run, Failure | None]] = []
     for case in exercise.make_inputs(np.random.default_rng(seed)):
-        r = run(fn, case, device)
+        r = run(fn, case, device, from_scratch=exercise.from_scratch)
         judged.append((r, r.error or exercise.compare(r.value, exercise.want(case), case)))
         empty = empty_blanks(fn, *judged[-1])
         if empty is not None:

@@ -41,6 +41,22 @@ def launches(fn: Callable[..., Any], *args: Any) -> list[tuple[Any, dict[str, An
     return seen
 
 
+def described(kernel: Any, values: dict[str, Any]) -> tuple[dict[str, str], dict[str, Any], int]:
+    """What a compiler asks for: types of the arguments, compile-time constants, number of warps."""
+    constants = {p.name for p in kernel.params if p.is_constexpr} if hasattr(kernel, "params") else set()
+    signature: dict[str, str] = {}
+    constexprs: dict[str, Any] = {}
+    for name in kernel.arg_names:
+        value = values.get(name)
+        if isinstance(value, torch.Tensor):
+            signature[name] = f"*{_TYPES[value.dtype]}"
+        elif name in constants or name.isupper() or isinstance(value, bool | str | None):
+            constexprs[name] = value
+        else:
+            signature[name] = "i32" if isinstance(value, int) else "fp32"
+    return signature, constexprs, values.get("num_warps", 4)
+
+
 def refused(fn: Callable[..., Any], *args: Any, gpu: str = "A100") -> tuple[str, str] | None:
     """Compile every kernel that ``fn(*args)`` launches for ``gpu``; None where all of them compile.
 
@@ -56,19 +72,9 @@ def refused(fn: Callable[..., Any], *args: Any, gpu: str = "A100") -> tuple[str,
     for kernel, values in launches(fn, *args):
         if not is_jit(kernel):
             raise NotMeasured("not checked: the kernel was not found by its name")
-        constants = {p.name for p in kernel.params if p.is_constexpr} if hasattr(kernel, "params") else set()
-        signature: dict[str, str] = {}
-        constexprs: dict[str, Any] = {}
-        for name in kernel.arg_names:
-            value = values.get(name)
-            if isinstance(value, torch.Tensor):
-                signature[name] = f"*{_TYPES[value.dtype]}"
-            elif name in constants or name.isupper() or isinstance(value, bool | str | None):
-                constexprs[name] = value
-            else:
-                signature[name] = "i32" if isinstance(value, int) else "fp32"
+        signature, constexprs, num_warps = described(kernel, values)
         try:
-            xray(kernel, signature, constexprs, gpus=[gpu], num_warps=values.get("num_warps", 4))
+            xray(kernel, signature, constexprs, gpus=[gpu], num_warps=num_warps)
         except (RuntimeError, ValueError) as error:
             text = str(error)
             if "does not compile" not in text and "cannot be carried" not in text:

@@ -119,6 +119,47 @@ class Probe:
     name: str
     run: Callable[[Callable[..., Any]], str | tuple[str, str] | None]
     hint: str
+    trial: Trial | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came back from one call of a `Trial`: tensors of the right number, and the kernel's traffic."""
+
+    case: Case
+    values: tuple[torch.Tensor, ...]
+    loads_bytes: int = 0
+    stores_bytes: int = 0
+    flops: int = 0
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How a grader judges a probe's property, since it cannot look into the process that runs the student's code.
+
+    Args:
+        make_inputs: draws the calls; each case's property is the probe's name.
+        judge: a sentence where the property does not hold.
+        memory_bytes: what the call may allocate beside its arguments; the operating system enforces it.
+        kernel: call the exercise's `Kernel`, taken out of the notebook and launched by our own launcher, in place
+            of the student's function; traffic is counted.
+        gpu: compile that kernel for this GPU with the types of the first case; ``judge`` is not asked.
+    """
+
+    make_inputs: Callable[[np.random.Generator], list[Case]]
+    judge: Callable[[list[Outcome]], str | None]
+    memory_bytes: int | None = None
+    kernel: bool = False
+    gpu: str | None = None
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The Triton kernel that an exercise asks for: its name, the function that launches it, that function's code."""
+
+    name: str
+    launcher: str
+    source: Callable[[], str]
 
 
 class UsageError(ValueError):
@@ -156,6 +197,9 @@ class Exercise:
         probes: properties of how the result is computed.
         device: where the function's tensors must live; the CPU unless a kernel needs a GPU.
         source: the code to show when a learner asks for the solution; by default that of ``solution``.
+        from_scratch: what may not be called, because the exercise asks to write it: dotted names of modules or
+            functions of this project, which a grader takes out of the student's environment, and of torch.
+        kernel: the Triton kernel that is asked for, where one is.
     """
 
     id: str
@@ -173,6 +217,8 @@ class Exercise:
     probes: tuple[Probe, ...] = ()
     device: Callable[[], str] = _cpu
     source: Callable[[], str] | None = None
+    from_scratch: tuple[str, ...] = ()
+    kernel: Kernel | None = None
 
     def want(self, case: Case) -> tuple[torch.Tensor, ...]:
         """The float64 reference on a case."""

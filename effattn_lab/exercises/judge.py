@@ -9,7 +9,7 @@ from __future__ import annotations
 import linecache
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from effattn_lab.exercises.core import Case, Exercise, Failure, Mutant, Value
+from effattn_lab.exercises.scratch import refusing
 from effattn_lab.exercises.source import Blank, blanks
 
 UNTOUCHED = "inputs untouched"
@@ -57,15 +58,30 @@ def _poisoned() -> Iterator[None]:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
-def run(fn: Callable[..., Any], case: Case, device: str = "cpu") -> Run:
-    """Call ``fn`` on fresh copies of the case's arguments; its exceptions become a `Failure`."""
+def run(
+    fn: Callable[..., Any],
+    case: Case,
+    device: str = "cpu",
+    *,
+    arguments: dict[str, Value] | None = None,
+    from_scratch: Iterable[str] = (),
+) -> Run:
+    """Call ``fn`` on a case; its exceptions become a `Failure`.
+
+    Args:
+        fn: the function.
+        case: its arguments.
+        device: where tensors go.
+        arguments: used as they are; by default fresh copies of the case's.
+        from_scratch: torch functions that ``fn`` may not call, see `scratch.refusing`.
+    """
     with suppress(ImportError):
         # Decides how kernels run. It must come first: torch imports triton by itself, for instance when it is
         # asked for deterministic algorithms, and after that it is too late for the interpreter.
         import effattn_kernels  # noqa: F401
-    arguments = case.arguments(device)
+    arguments = case.arguments(device) if arguments is None else arguments
     try:
-        with _poisoned():
+        with _poisoned(), refusing(from_scratch):
             value = fn(*arguments.values())
     except (Exception, SystemExit) as error:
         message, quoted = _told(_innermost(error))
@@ -176,12 +192,17 @@ class Diagnosis:
     explains: tuple[str, ...]
 
 
-def diagnose(exercise: Exercise, values: list[tuple[Case, Any, Failure | None]]) -> Diagnosis | None:
+def diagnose(
+    exercise: Exercise,
+    values: list[tuple[Case, Any, Failure | None]],
+    runner: Callable[[Callable[..., Any], Case, str], Run] = run,
+) -> Diagnosis | None:
     """Look for the mutant whose results equal the learner's.
 
     Args:
         exercise: the exercise.
         values: for each case, what the learner's function returned and how that was judged.
+        runner: runs a mutant on a case; a grader keeps the results for the next student.
 
     Returns:
         the mutant that reproduces the most failing properties, passing cases breaking a tie; None where none
@@ -195,7 +216,7 @@ def diagnose(exercise: Exercise, values: list[tuple[Case, Any, Failure | None]])
         for fn in (mutant.fn, *mutant.variants):
             missed: set[str] = set()
             for case, value in failing:
-                if case.property not in missed and not _reproduces(exercise, fn, case, value):
+                if case.property not in missed and not _reproduces(exercise, fn, case, value, runner):
                     missed.add(case.property)
                     if 2 * len(missed) > len(properties):
                         break
@@ -208,13 +229,19 @@ def diagnose(exercise: Exercise, values: list[tuple[Case, Any, Failure | None]])
     for case, value in passing:
         if len(found) == 1:
             break
-        found = [f for f in found if _reproduces(exercise, f[1], case, value)] or found
+        found = [f for f in found if _reproduces(exercise, f[1], case, value, runner)] or found
     return Diagnosis(found[0][0], found[0][2])
 
 
-def _reproduces(exercise: Exercise, fn: Callable[..., Any], case: Case, value: Any) -> bool:
+def _reproduces(
+    exercise: Exercise,
+    fn: Callable[..., Any],
+    case: Case,
+    value: Any,
+    runner: Callable[[Callable[..., Any], Case, str], Run],
+) -> bool:
     """Equal within rounding: another order of the same wrong operations must still match."""
-    r = run(fn, case, exercise.device())
+    r = runner(fn, case, exercise.device())
     mine, theirs = _tensors(value), _tensors(r.value)
     if r.error is not None or len(mine) != len(theirs):
         return False

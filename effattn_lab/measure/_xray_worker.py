@@ -29,7 +29,11 @@ AMD_TENSOR_CORE = re.compile(r"^v_(?:s?mfmac?|wmma|swmmac)_")
 
 
 def load_kernel(job: dict[str, Any]) -> Any:
-    """The @triton.jit function a job asks for: by module name, or from a file of carried source."""
+    """The @triton.jit function a job asks for: by module name, from a file of carried source, or from the source."""
+    if job.get("source"):
+        with tempfile.NamedTemporaryFile("w", suffix=".py", delete=False) as file:
+            file.write(job["source"])
+        job = {**job, "path": file.name}
     if job.get("path"):
         spec = importlib.util.spec_from_file_location(job["module"], job["path"])
         assert spec is not None

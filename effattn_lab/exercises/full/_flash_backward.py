@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from effattn_lab.exercises.core import Case, Exercise, Output, Tolerance
-from effattn_lab.exercises.full._flash_rows import INF, finite, mutants, normal
+from effattn_lab.exercises.full._flash_rows import FROM_SCRATCH, INF, finite, mutants, normal
 
 
 def backward_tile(
@@ -178,6 +178,7 @@ BACKWARD_TILE = Exercise(
     make_inputs=_backward_inputs,
     reference=_backward_reference,
     solution=backward_tile,
+    from_scratch=FROM_SCRATCH,
     properties={
         "one tile among others": "lse and o belong to the whole row, of which this tile holds a part: P = exp(s "
         "- lse) "

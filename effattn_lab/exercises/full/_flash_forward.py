@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from effattn_lab.exercises.core import Case, Exercise, NotMeasured, Output, Probe, Tolerance
-from effattn_lab.exercises.full._flash_rows import INF, finite, mutants, normal
+from effattn_lab.exercises.full._flash_rows import FROM_SCRATCH, INF, finite, mutants, normal
+from effattn_lab.exercises.full._flash_trials import memory_trial, skip_trial
 from effattn_lab.exercises.probes import watch
 from effattn_lab.foundations.attention import attention, lse, repeat_kv
 
@@ -189,6 +190,8 @@ def _skips_tiles(fn: Callable[..., Any]) -> str | None:
     return None
 
 
+_NEVER_HOLDS = "never holds an N x N tensor"
+_SKIPS = "skips the tiles above the diagonal"
 _WHOLE = (
     "A tensor with whole rows of scores (or a whole mask) is made. Scores and masks are needed for one tile at a "
     "time: build them inside the inner loop."
@@ -206,6 +209,7 @@ FORWARD = Exercise(
     make_inputs=_forward_inputs,
     reference=attention_reference,
     solution=flash_forward,
+    from_scratch=FROM_SCRATCH,
     properties={
         "equals attention": "Scale the scores by D ** -0.5, carry (m, l, acc) over the key tiles, divide once at the "
         "end; lse = m + log(l).",
@@ -239,8 +243,8 @@ FORWARD = Exercise(
         )
     },
     probes=(
-        Probe("never holds an N x N tensor", _largest_tensor, _WHOLE),
-        Probe("skips the tiles above the diagonal", _skips_tiles, _SKIP),
+        Probe(_NEVER_HOLDS, _largest_tensor, _WHOLE, memory_trial(_NEVER_HOLDS)),
+        Probe(_SKIPS, _skips_tiles, _SKIP, skip_trial(_SKIPS)),
     ),
     mutants=mutants(
         _forward_mutant,

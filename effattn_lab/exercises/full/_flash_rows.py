@@ -13,6 +13,20 @@ from effattn_lab.exercises.core import Case, Exercise, Mutant, Output, Tolerance
 
 INF = float("inf")
 
+#: What the lab asks to write: gone from the environment in which its exercises are graded.
+FROM_SCRATCH = (
+    "effattn_lab.full.flash",
+    "effattn_lab.full.flash_tricks",
+    "effattn_kernels.flash",
+    "effattn_lab.foundations.attention.attention",
+    "effattn_lab.foundations.attention.lse",
+    "torch.nn.functional.scaled_dot_product_attention",
+    "torch.nn.functional.multi_head_attention_forward",
+    "torch.softmax",
+    "torch.log_softmax",
+    "torch.softmin",
+)
+
 
 def normal(rng: np.random.Generator, *shape: int, size: float = 1.0) -> torch.Tensor:
     """Normal numbers of standard deviation ``size``, float32."""
@@ -119,6 +133,7 @@ SAFE_SOFTMAX = Exercise(
     make_inputs=_softmax_inputs,
     reference=_softmax_reference,
     solution=safe_softmax,
+    from_scratch=(*FROM_SCRATCH, "torch.logsumexp"),
     properties={
         "rows are distributions": "Each row along the *last* axis is normalised by itself. Check the axis of the "
         "maximum and of the sum, and keepdim=True.",
@@ -290,6 +305,7 @@ MERGE = Exercise(
     make_inputs=_merge_inputs,
     reference=_merge_reference,
     solution=merge,
+    from_scratch=FROM_SCRATCH,
     properties={
         "two parts give the whole": "A part's weight is its share of the total sum of exponentials: e^lse_a against "
         "e^lse_b.",

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from effattn_lab.exercises.core import Case, Exercise, Output, Tolerance
-from effattn_lab.exercises.full._flash_rows import INF, finite, mutants, normal
+from effattn_lab.exercises.full._flash_rows import FROM_SCRATCH, INF, finite, mutants, normal
 
 
 def tile_step(
@@ -130,6 +130,7 @@ TILE_STEP = Exercise(
     make_inputs=_step_inputs,
     reference=_step_reference,
     solution=tile_step,
+    from_scratch=FROM_SCRATCH,
     properties={
         "the first tile": "The state before the first tile is m = -inf, l = 0, acc = 0: nothing of it may remain.",
         "the maximum moves up": "When m grows, all that was summed so far is measured from the wrong origin: l *and* "

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from effattn_lab.exercises.core import Case, Exercise, Mutant, NotMeasured, Output, Probe, Tolerance
+from effattn_lab.exercises.core import Case, Exercise, Kernel, Mutant, NotMeasured, Output, Probe, Tolerance
 from effattn_lab.exercises.full._flash_forward import attention_reference, integers
-from effattn_lab.exercises.full._flash_rows import mutants, normal
+from effattn_lab.exercises.full._flash_rows import FROM_SCRATCH, mutants, normal
+from effattn_lab.exercises.full._flash_trials import compile_trial, kernel_trial, loads_trial, stores_trial
 from effattn_lab.exercises.probes import watch
 from effattn_lab.foundations.attention import attention, lse
 
@@ -172,6 +173,20 @@ _NO_KERNEL = (
     "The result comes from PyTorch, not from a kernel: call flash_kernel[grid](...) with your loop in it."
 )
 
+_KERNEL_RAN = "a kernel did the work"
+_NOT_STORED = "nothing of size N x N is stored"
+_NOT_READ = "tiles above the diagonal are not read"
+_ACCEPTED = "the compiler accepts it (A100)"
+
+
+def _launcher() -> str:
+    _require_triton()
+    from effattn_lab.exercises.full import _flash_triton_solution as here
+
+    head = "from __future__ import annotations\n\nimport torch\nimport triton\n\n\n"
+    return head + inspect.getsource(here.flash_triton)
+
+
 TRITON_FORWARD = Exercise(
     id="full/flash/triton_forward",
     title="the inner loop of a Triton kernel",
@@ -180,6 +195,8 @@ TRITON_FORWARD = Exercise(
     make_inputs=_triton_inputs,
     reference=attention_reference,
     solution=flash_triton,
+    from_scratch=FROM_SCRATCH,
+    kernel=Kernel("flash_kernel", "flash_triton", _launcher),
     properties={
         "equals attention": "The body of the loop is your tile step: scores, m_new, alpha, p, l, acc, and m = m_new. "
         "On a GPU, tl.dot rounds float32 to TF32 unless input_precision='ieee'.",
@@ -213,10 +230,10 @@ TRITON_FORWARD = Exercise(
         ),
     },
     probes=(
-        Probe("a kernel did the work", _kernel_ran, _NO_KERNEL),
-        Probe("nothing of size N x N is stored", _no_square_traffic, _STORED),
-        Probe("tiles above the diagonal are not read", _skips_tiles, _EVERY_TILE),
-        Probe("the compiler accepts it (A100)", _compiles, _REFUSED),
+        Probe(_KERNEL_RAN, _kernel_ran, _NO_KERNEL, kernel_trial(_KERNEL_RAN, _triton_inputs)),
+        Probe(_NOT_STORED, _no_square_traffic, _STORED, stores_trial(_NOT_STORED)),
+        Probe(_NOT_READ, _skips_tiles, _EVERY_TILE, loads_trial(_NOT_READ)),
+        Probe(_ACCEPTED, _compiles, _REFUSED, compile_trial(_ACCEPTED, "A100")),
     ),
     mutants=(
         *mutants(

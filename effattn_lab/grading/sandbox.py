@@ -1,0 +1,405 @@
+"""The boundary: bubblewrap around everything that a student wrote.
+
+Inside are a user, process, network, mount, IPC and host-name namespace of its own, no capabilities, a read-only
+system, sized memory file systems, hard limits per process. From outside, `watch` looks at the memory and the number
+of processes of the whole tree, and every answer has a deadline. Where this cannot be had, `probe` says why, and
+nothing is graded.
+"""
+
+from __future__ import annotations
+
+import functools
+import glob
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from effattn_lab.grading.inside import wire
+from effattn_lab.grading.watch import Watch
+
+MB = 2**20
+SITE = "/lab/site"
+INSTALL = "install bubblewrap 0.8 or newer (Debian, Ubuntu: apt-get install bubblewrap)"
+
+
+class NoBoundary(RuntimeError):
+    """Isolation cannot be had on this machine; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one sandbox and its processes may take. Bytes and seconds.
+
+    Args:
+        data: memory that one process may allocate beyond what it has at its start; address: address space, likewise.
+        cpu: CPU seconds of one process; wall: seconds until an answer to one call; start: until the sandbox is ready.
+        file: largest file; files: open files; processes: of the whole sandbox.
+        tree: memory of all processes together; scratch: size of /tmp; shared: size of /dev/shm.
+    """
+
+    data: int = 2048 * MB
+    address: int = 8192 * MB
+    cpu: int = 60
+    wall: float = 20.0
+    start: float = 120.0
+    file: int = 64 * MB
+    files: int = 256
+    processes: int = 64
+    tree: int = 5120 * MB
+    scratch: int = 128 * MB
+    shared: int = 64 * MB
+
+    def inside(self) -> dict[str, int]:
+        return {n: v for n, v in asdict(self).items() if n in _INSIDE}
+
+
+_INSIDE = ("data", "address", "cpu", "file", "files", "processes")
+
+
+class Stopped(Exception):
+    """The sandbox, or a process in it, ended or was ended; the message says why, in words for the student."""
+
+
+# ---- the command -------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def system_binds() -> tuple[str, ...]:
+    """Read-only system: /usr, the interpreter and installed packages, at their own places."""
+    binds = ["--ro-bind", "/usr", "/usr"]
+    for name in ("/bin", "/sbin", "/lib", "/lib32", "/lib64"):
+        if os.path.islink(name):
+            binds += ["--symlink", os.readlink(name), name]
+        elif os.path.isdir(name):
+            binds += ["--ro-bind", name, name]
+    if os.path.exists("/etc/ld.so.cache"):
+        binds += ["--ro-bind", "/etc/ld.so.cache", "/etc/ld.so.cache"]
+    folders = dict.fromkeys([sys.base_prefix, *package_folders()])
+    for folder in folders:
+        if not folder.startswith("/usr/") and folder != "/usr":
+            binds += ["--ro-bind", folder, folder]
+    # An installed copy of this package holds the answers.
+    places = [
+        *package_folders(),
+        *(f"{p}/lib/python*/*-packages" for p in ("/usr", "/usr/local", sys.base_prefix)),
+    ]
+    for path in sorted({p for place in places for p in glob.glob(f"{place}/effattn_*")}):
+        binds += ["--tmpfs", path] if os.path.isdir(path) else ["--ro-bind", "/dev/null", path]
+    return tuple(binds)
+
+
+@functools.cache
+def package_folders() -> tuple[str, ...]:
+    """Where installed packages lie."""
+    return tuple(dict.fromkeys(sysconfig.get_paths()[name] for name in ("purelib", "platlib")))
+
+
+def command(
+    program: Sequence[str],
+    limits: Limits,
+    binds: Mapping[str, str],
+    environment: Mapping[str, str] | None = None,
+    devices: Sequence[str] = (),
+) -> list[str]:
+    """The bubblewrap command line that runs ``program``.
+
+    Args:
+        program: what to run inside, with its arguments.
+        limits: sizes of the memory file systems.
+        binds: host path → path inside, read-only.
+        environment: added to the minimal one.
+        devices: device files to let in (a GPU's), none by default.
+    """
+    bwrap = shutil.which("bwrap")
+    if bwrap is None:
+        raise NoBoundary(f"bubblewrap is not installed: {INSTALL}")
+    line = [
+        bwrap, "--unshare-all", "--unshare-user", "--disable-userns", "--uid", "65534", "--gid", "65534",
+        "--cap-drop", "ALL", "--die-with-parent", "--new-session", "--clearenv", "--hostname", "sandbox",
+        "--size", str(limits.scratch), "--tmpfs", "/tmp",
+        *system_binds(),
+        "--proc", "/proc", "--dev", "/dev", "--size", str(limits.shared), "--tmpfs", "/dev/shm",
+    ]  # fmt: skip
+    for device in devices:
+        line += ["--dev-bind", device, device]
+    for source, target in binds.items():
+        line += ["--ro-bind", source, target]
+    line += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp"]
+    for name, value in {**_environment(), **(environment or {})}.items():
+        line += ["--setenv", name, value]
+    return [*line, *program]
+
+
+def _environment() -> dict[str, str]:
+    kept = {n: os.environ[n] for n in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE") if n in os.environ}
+    return {
+        **kept,
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "HOME": "/tmp",
+        "USER": "student",
+        "LANG": "C.UTF-8",
+        "PYTHONPATH": os.pathsep.join([SITE, *package_folders()]),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONHASHSEED": "0",
+        "MPLBACKEND": "Agg",
+        "OMP_NUM_THREADS": "1",
+        "TRITON_CACHE_DIR": "/tmp/triton",
+        "TRITON_INTERPRET": "1",
+        "EFFATTN_STATIC": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+def python(*arguments: str) -> list[str]:
+    """This interpreter inside, without site directories: only PYTHONPATH counts."""
+    return [os.path.realpath(sys.executable), "-S", *arguments]
+
+
+# ---- one sandbox -------------------------------------------------------------------------------------------
+
+
+class Child:
+    """One process inside, with a socket of its own. What it answers is a claim."""
+
+    def __init__(self, box: Sandbox, sock: socket.socket) -> None:
+        self._box, self._sock, self._count = box, sock, 0
+
+    def ask(
+        self, header: Mapping[str, Any], *, fd: int | None = None, seconds: float | None = None
+    ) -> wire.Frame:
+        """One request and its answer. `Stopped` where none comes in time, or none that can be read."""
+        self._count += 1
+        nonce = self._count
+        seconds = self._box.limits.wall if seconds is None else seconds
+        try:
+            self._sock.settimeout(seconds)
+            wire.send(self._sock, {**header, "nonce": nonce}, fds=[] if fd is None else [fd])
+            frame = wire.receive(self._sock, seconds)
+        except wire.Broken as reason:
+            raise Stopped(self._box.why(str(reason), seconds)) from None
+        if frame.header.get("nonce") != nonce:
+            raise Stopped("the answer belongs to another call")
+        return frame
+
+    def close(self) -> None:
+        self._sock.close()
+
+
+class Sandbox:
+    """A running sandbox; use it in a ``with`` block. Leaving it kills every process inside."""
+
+    def __init__(
+        self,
+        site: Path,
+        limits: Limits,
+        preload: Sequence[str] = (),
+        devices: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        ours, theirs = socket.socketpair()
+        program = python("-m", "effattn_lab.grading.inside.zygote", *preload)
+        line = command(program, limits, {str(site): SITE}, environment, devices)
+        self.limits = limits
+        self._sock = ours
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed in stop()
+        self._process = subprocess.Popen(
+            line, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, stderr=self._errors
+        )
+        theirs.close()
+        self._watch = Watch(self._process.pid, limits.tree, limits.processes, self._process.kill)
+        try:
+            wire.receive(ours, limits.start)
+        except wire.Broken as reason:
+            said = self._said()
+            self.stop()
+            raise NoBoundary(f"the sandbox did not start ({reason}): {said or 'it said nothing'}") from None
+
+    def child(self, **changed: int) -> Child:
+        """Fork a process inside. Keyword arguments replace limits of the same name for this one process."""
+        ours, theirs = socket.socketpair()
+        try:
+            wire.send(
+                self._sock,
+                {"op": "fork", "limits": {**self.limits.inside(), **changed}},
+                fds=[theirs.fileno()],
+            )
+            wire.receive(self._sock, self.limits.wall)
+        except wire.Broken as reason:
+            ours.close()
+            raise Stopped(self.why(str(reason), self.limits.wall)) from None
+        finally:
+            theirs.close()
+        return Child(self, ours)
+
+    def why(self, reason: str, seconds: float) -> str:
+        """Why there was no answer, in words for the student."""
+        if self._watch.reason:
+            return self._watch.reason
+        if reason == "too slow":
+            return f"no answer within {seconds:g} s: an endless loop?"
+        if reason == "closed":
+            return "the process ended before it answered: a crash, exit(), or too much memory or CPU time"
+        return f"its answer cannot be read: {reason}"
+
+    def stop(self) -> None:
+        """Kill everything inside; returns when it is gone."""
+        self._watch.stop()
+        self._process.kill()
+        self._process.wait()
+        self._sock.close()
+        self._errors.close()
+
+    def _said(self) -> str:
+        self._errors.seek(0)
+        text = self._errors.read(4000).decode(errors="replace").strip()
+        return (text.splitlines() or [""])[-1]
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def run_once(
+    program: Sequence[str],
+    site: Path,
+    limits: Limits,
+    *,
+    given: bytes = b"",
+    seconds: float,
+    most: int = 2**20,
+    binds: Mapping[str, str] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> bytes:
+    """Run a program in a sandbox of its own and return what it wrote to standard output.
+
+    Args:
+        program: path inside and arguments.
+        site: host folder that becomes `SITE`.
+        limits: of the sandbox and of the process.
+        given: its standard input.
+        seconds: wall time that it gets.
+        most: bytes of output that are read; a program that writes more is ended.
+        binds, environment: as for `command`.
+
+    Raises:
+        Stopped: it took too long, or too much of something.
+    """
+    limited = python("-m", "effattn_lab.grading.inside.limited", json.dumps(limits.inside()), *program)
+    line = command(limited, limits, {str(site): SITE, **(binds or {})}, environment)
+    with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as errors:
+        source.write(given)
+        source.seek(0)
+        process = subprocess.Popen(line, stdin=source, stdout=subprocess.PIPE, stderr=errors)
+        assert process.stdout is not None
+        watch = Watch(process.pid, limits.tree, limits.processes, process.kill)
+        timer = threading.Timer(seconds, process.kill)
+        timer.start()
+        try:
+            said = process.stdout.read(most + 1)
+        finally:
+            late = timer.finished.is_set()
+            timer.cancel()
+            watch.stop()
+            process.kill()
+            process.wait()
+            process.stdout.close()
+        if watch.reason or late or len(said) > most:
+            raise Stopped(
+                watch.reason
+                or (f"no end within {seconds:g} s" if late else f"more than {most} bytes of output")
+            )
+        return said
+
+
+# ---- is it really one? -------------------------------------------------------------------------------------
+
+_LOOK = """
+import json, os, socket
+status = dict(line.split(":", 1) for line in open("/proc/self/status") if ":" in line)
+def opens(path, mode):
+    try:
+        open(path, mode).close()
+        return True
+    except OSError:
+        return False
+print(json.dumps({
+    "uid": os.getuid(),
+    "capabilities": int(status["CapEff"], 16) | int(status["CapBnd"], 16),
+    "processes": sum(name.isdigit() for name in os.listdir("/proc")),
+    "network": [name for _, name in socket.if_nameindex() if name != "lo"],
+    "writes": [p for p in ("/usr/x", "/x", "/dev/x", "/lab/site/x") if opens(p, "w")],
+    "reads": opens(os.environ["LOOK_FOR"], "r"),
+    "host": os.uname().nodename,
+}))
+"""
+
+
+def probe() -> str:
+    """Start a sandbox and look around from inside. Returns bubblewrap's version.
+
+    Raises:
+        NoBoundary: there is no bubblewrap, it is too old, it may not make namespaces here, or it isolates less
+            than it should. The message says which and what to do.
+    """
+    if platform.system() != "Linux":
+        raise NoBoundary(
+            f"grading needs Linux, this is {platform.system()}: use a Linux machine, WSL 2 or a container host"
+        )
+    bwrap = shutil.which("bwrap")
+    if bwrap is None:
+        raise NoBoundary(f"bubblewrap is not installed: {INSTALL}")
+    version = subprocess.run([bwrap, "--version"], capture_output=True, text=True).stdout.split()[-1:]
+    number = tuple(int(n) for n in version[0].split(".")[:2]) if version else (0, 0)
+    if number < (0, 8):
+        raise NoBoundary(f"bubblewrap {'.'.join(map(str, number))} is too old: {INSTALL}")
+    with tempfile.NamedTemporaryFile(prefix="effattn-", dir=Path.home()) as secret, _empty() as empty:
+        line = command(python("-c", _LOOK), Limits(), {empty: SITE}, {"LOOK_FOR": secret.name})
+        done = subprocess.run(line, capture_output=True, text=True, timeout=60)
+    if done.returncode != 0:
+        said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise NoBoundary(f"bubblewrap cannot isolate here ({said}). {_advice(said)}")
+    _judge(json.loads(done.stdout))
+    return version[0]
+
+
+def _empty() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="effattn-")
+
+
+def _judge(seen: dict[str, Any]) -> None:
+    wrong = []
+    if seen["uid"] != 65534 or seen["capabilities"]:
+        wrong.append("it keeps privileges")
+    if seen["processes"] > 3:
+        wrong.append("it sees other processes")
+    if seen["network"]:
+        wrong.append(f"it sees the network ({', '.join(seen['network'])})")
+    if seen["writes"]:
+        wrong.append(f"it can write to {', '.join(seen['writes'])}")
+    if seen["reads"]:
+        wrong.append("it reads files of this machine")
+    if wrong:
+        raise NoBoundary(f"the sandbox is not one: {'; '.join(wrong)}. Nothing is graded")
+
+
+def _advice(said: str) -> str:
+    if "user namespace" in said or "uid map" in said or "Operation not permitted" in said or "clone" in said:
+        return (
+            "User namespaces are restricted: on Ubuntu 24.04 by AppArmor (install the package apparmor-profiles and "
+            "load its bwrap profile, or set kernel.apparmor_restrict_unprivileged_userns=0), in a container by "
+            "seccomp (start it with --security-opt seccomp=unconfined, or grade on the host)"
+        )
+    return "Run `bwrap --unshare-all --ro-bind / / true` to see what this machine refuses"

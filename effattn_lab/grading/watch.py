@@ -1,0 +1,74 @@
+"""Look at a process tree from outside: its memory and the number of its processes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+#: Seconds between two looks. A fork bomb makes some hundred processes in this time; a kill takes them all.
+INTERVAL = 0.02
+
+
+class Watch:
+    """Calls ``kill`` when the tree below ``pid`` takes too much; ``reason`` then says what.
+
+    Args:
+        pid: root of the tree, not counted itself.
+        memory: bytes that all processes together may hold in private and shared memory.
+        processes: how many there may be.
+        kill: ends the tree.
+    """
+
+    def __init__(self, pid: int, memory: int, processes: int, kill: Callable[[], None]) -> None:
+        self.reason = ""
+        self._pid, self._memory, self._processes, self._kill = pid, memory, processes, kill
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True, name="watch")
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._done.wait(INTERVAL):
+            count = held = 0
+            for pid in descendants(self._pid):
+                count += 1
+                if count > self._processes:
+                    break
+                held += memory_of(pid)
+            if count > self._processes:
+                self.reason = f"more than {self._processes} processes at once"
+            elif held > self._memory:
+                self.reason = f"more than {self._memory // 2**20} MB of memory in all"
+            if self.reason:
+                self._kill()
+                return
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """All processes below ``pid``, parents first."""
+    waiting = [pid]
+    while waiting:
+        parent = waiting.pop()
+        try:
+            with open(f"/proc/{parent}/task/{parent}/children", encoding="ascii") as file:
+                children = [int(n) for n in file.read().split()]
+        except OSError:  # gone meanwhile
+            continue
+        yield from children
+        waiting += children
+
+
+def memory_of(pid: int) -> int:
+    """Bytes of anonymous and shared memory that a process holds."""
+    held = 0
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                if line.startswith(("RssAnon:", "RssShmem:")):
+                    held += int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        return 0
+    return held
