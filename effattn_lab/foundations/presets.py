@@ -64,6 +64,9 @@ MODELS: dict[str, ModelShape] = {
         ModelShape("Llama-3-8B", 32, 4096, 32, 8, 128, 14336, 128256, False, "arXiv:2407.21783"),
         ModelShape("Llama-2-7B", 32, 4096, 32, 32, 128, 11008, 32000, False, "arXiv:2307.09288"),
         ModelShape("Llama-3-70B", 80, 8192, 64, 8, 128, 28672, 128256, False, "arXiv:2407.21783"),
+        ModelShape(
+            "LLaMA-1B", 24, 2048, 32, 32, 64, 5461, 32000, False, "arXiv:2403.03507, its 1B configuration"
+        ),
         ModelShape("SmolLM2-135M", 30, 576, 9, 3, 64, 1536, 49152, True, "arXiv:2502.02737"),
     )
 }

@@ -32,14 +32,15 @@ _MAX_EXPONENT = 1024
 
 @functools.cache
 def namespace() -> dict[str, Any]:
-    """What an expression may name: the cost model, ``GPUS``, ``MODELS``, ``crossover_length``, ``math``."""
-    from effattn_lab.foundations import cost_model, presets
+    """What an expression may name: cost model and serving, ``GPUS``, ``MODELS``, ``crossover_length``, ``math``."""
+    from effattn_lab.foundations import cost_model, presets, serving
     from effattn_lab.measure.roofline import GPUS
 
     names: dict[str, Any] = {
         name: member
-        for name, member in inspect.getmembers(cost_model, inspect.isfunction)
-        if not name.startswith("_") and member.__module__ == cost_model.__name__
+        for module in (cost_model, serving)
+        for name, member in inspect.getmembers(module, inspect.isfunction)
+        if not name.startswith("_") and member.__module__ == module.__name__
     }
     models = {"MODELS": presets.MODELS, "crossover_length": presets.crossover_length}
     return {**names, **models, **_BUILTINS, "GPUS": GPUS, "math": math}
