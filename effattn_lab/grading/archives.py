@@ -124,7 +124,7 @@ def read_zip(file: BinaryIO, wanted: Callable[[tuple[str, ...]], bool], limits: 
     """
     try:
         # An entry of the directory takes 46 bytes and its name.
-        archive = zipfile.ZipFile(_Careful(file, max(_CHUNK * 4, limits.entries * 256)))  # type: ignore[arg-type]
+        archive = zipfile.ZipFile(_Careful(file, max(_CHUNK * 4, limits.entries * 256)))
         infos = archive.infolist()
     except ArchiveError:
         raise
