@@ -34,8 +34,8 @@ class fold_summary(nodes.General, nodes.TextElement):
     """``<summary>``: what stands there while the fold is closed."""
 
 
-class _Questions(SphinxDirective):
-    """What both directives share: parsing the texts of questions as MyST."""
+class Questions(SphinxDirective):
+    """What the directives of the bank and of the practice page share: parsing the texts of questions as MyST."""
 
     def parse(self, markdown: str) -> list[nodes.Node]:
         box = nodes.Element()
@@ -65,10 +65,10 @@ class _Questions(SphinxDirective):
         item["data"] = {"topic": question.topic, "level": question.level}
         item += self.block("Red flag", "red", self.parse(question.red_flag))
         item += self.block("Strong answer", "strong", self.parse(question.strong_answer))
-        item += self.block("What the listener ticks off", "points", self.parse(_bullets(question.key_points)))
+        item += self.block("What the listener ticks off", "points", self.parse(bullets(question.key_points)))
         item += self.block("Follow-ups", "follow", [self.follow_up(f) for f in question.follow_ups])
         if question.numbers:
-            text = _bullets(_evidence(number) for number in question.numbers)
+            text = bullets(_evidence(number) for number in question.numbers)
             item += self.block("Where the numbers come from", "evidence", self.parse(text))
         if question.proof:
             proof = question.proof.rstrip()
@@ -82,6 +82,13 @@ class _Questions(SphinxDirective):
         item["classes"] = ["interview-follow-up"]
         return item
 
+    def bank(self) -> list[Question]:
+        """All questions."""
+        try:
+            return load(Path(self.env.srcdir) / "interview")
+        except BankError as error:
+            raise self.error(f"{self.name}: {error}") from error
+
     def links(self, question: Question) -> str:
         parts = [f"Read again: {{ref}}`{question.section}`"]
         lab = f"labs/solved/{question.lab}"
@@ -92,7 +99,7 @@ class _Questions(SphinxDirective):
         return " · ".join(parts)
 
 
-class Interview(_Questions):
+class Interview(Questions):
     """``{interview} part/slug``."""
 
     required_arguments = 1
@@ -109,14 +116,11 @@ class Interview(_Questions):
         return [self.question(question) for question in questions]
 
 
-class InterviewBank(_Questions):
+class InterviewBank(Questions):
     """``{interview-bank}``: every topic's questions as a section of their own."""
 
     def run(self) -> list[nodes.Node]:
-        try:
-            questions = load(Path(self.env.srcdir) / "interview")
-        except BankError as error:
-            raise self.error(f"interview-bank: {error}") from error
+        questions = self.bank()
         # The filter is a simulator to the rest of the book: `_ext/sim.py` loads its script on this page only.
         self.env.metadata[self.env.docname].setdefault("sims", []).append(FILTER)
         found: list[nodes.Node] = [nodes.raw("", f"<{FILTER}></{FILTER}>", format="html")]
@@ -130,7 +134,7 @@ class InterviewBank(_Questions):
         return found
 
 
-def _bullets(lines: Iterable[str]) -> str:
+def bullets(lines: Iterable[str]) -> str:
     return "\n".join("- " + " ".join(line.split()) for line in lines)
 
 

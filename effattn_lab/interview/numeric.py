@@ -264,7 +264,12 @@ def page_data(count: int = 60) -> list[dict[str, Any]]:
             "says": [slip.say for slip in drill.slips],
             "mixed": drill.mixed_prefixes(),
             "instances": [
-                {"p": {name: text for name, text in i.texts.items() if name in drill.fields}, "a": i.answer, "s": i.shown, "w": [list(slip) for slip in i.slips]}
+                {
+                    "p": {name: text for name, text in i.texts.items() if name in drill.fields},
+                    "a": i.answer,
+                    "s": i.shown,
+                    "w": [list(slip) for slip in i.slips],
+                }
                 for i in drill.draw(count)
             ],
         }
