@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import hashlib
 import io
+import re
 import sqlite3
 import sys
 import tempfile
@@ -137,8 +138,8 @@ def modified(version: str = __version__) -> int:
     Anki replaces a note that it has only by one with a later stamp, so the notes of a newer release get in, and the
     same release always gives the same file.
     """
-    numbers = [int("".join(c for c in part if c.isdigit()) or 0) for part in version.split(".")[:3]]
-    major, minor, patch = (*numbers, 0, 0)[:3]
+    release = re.match(r"(\d+)(?:\.(\d+))?(?:\.(\d+))?", version)
+    major, minor, patch = (int(part or 0) for part in release.groups()) if release else (0, 0, 0)
     return _EPOCH + 1_000_000 * major + 1_000 * minor + patch
 
 

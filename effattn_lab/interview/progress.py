@@ -80,10 +80,11 @@ class Review:
         """
         if not isinstance(data, dict):
             raise ValueError(f"expected an object, got {_short(data)}")
+        identity = _field(data, "id", str)
         try:
-            identity = str(uuid.UUID(_field(data, "id", str)))
+            identity = str(uuid.UUID(identity))
         except ValueError:
-            raise ValueError(f"id: expected a UUID, got {_short(data.get('id'))}") from None
+            raise ValueError(f"id: expected a UUID, got {_short(identity)}") from None
         question = _field(data, "question", str)
         if not 0 < len(question) <= _LONGEST_ID:
             raise ValueError(f"question: expected 1 to {_LONGEST_ID} characters, got {len(question)}")

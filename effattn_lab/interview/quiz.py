@@ -72,6 +72,9 @@ def run(args: argparse.Namespace, clock: Clock | None = None) -> int:
         return _run(args, bank, questions, Journal(args.state), clock)
     except ProgressError as error:
         return _fail(str(error))
+    except KeyboardInterrupt:  # outside of a prompt; what was rated is stored
+        print()
+        return _INTERRUPTED
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -158,7 +161,8 @@ def _mock(
     if state.asked:
         session.read_again(screen, [asked.answered for asked in state.asked])
         text = debrief.debrief(state, at, links.find_book())
-        screen.say(f"Debrief: {debrief.save(journal.path.parent / 'debriefs', text, at)}")
+        # Not through the screen, which would break a long path in two.
+        print(f"Debrief: {debrief.save(journal.path.parent / 'debriefs', text, at)}")
     return _INTERRUPTED if state.ended == "interrupted" else 0
 
 

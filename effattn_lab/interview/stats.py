@@ -25,7 +25,8 @@ def show_stats(
     mine = [review for review in reviews if review.question in chosen]
     now = screen.clock.now()
     hours = sum(review.seconds for review in mine) / 3600
-    screen.say(f"{counted(len(mine), 'review')}, {hours:.1f} hours, kept in {path}")
+    # Not through the screen, which would break a long path in two.
+    print(f"{counted(len(mine), 'review')}, {hours:.1f} hours, kept in {path}")
     rows = []
     for topic, title in topics(questions).items():
         group = [question for question in questions if question.topic == topic]
