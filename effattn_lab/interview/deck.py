@@ -44,7 +44,10 @@ _BACK = """{{FrontSide}}
 {{#Link}}<div class="about">Read again: {{Link}}</div>{{/Link}}"""
 _CSS = """.card { font-family: sans-serif; font-size: 18px; line-height: 1.45; text-align: left; max-width: 42em;
   margin: 0 auto; padding: 0.5em; }
-.about { font-size: 0.8em; opacity: 0.75; }
+p, ul { margin: 0.3em 0; }
+details { margin: 0.2em 0; }
+.about { font-size: 0.8em; margin-top: 0.8em; }
+.nightMode a { color: #9ec1ff; }
 .question { font-weight: 600; }
 .label { font-size: 0.8em; font-weight: 700; margin-top: 0.8em; }
 .red, .strong { border-left: 4px solid; padding-left: 0.7em; margin: 0.8em 0; }

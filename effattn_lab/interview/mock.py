@@ -26,7 +26,7 @@ from effattn_lab.interview.session import (
 )
 from effattn_lab.interview.terminal import Leave, Screen, Stopwatch, counted, minutes
 
-DESIGN = "practice/system_design"
+CASE = "case"  # the bank's word for a system-design question
 SHORTEST, LONGEST = 5, 240
 FOLLOW_UP_SECONDS = 60
 _DESIGN_SHARE = 2 / 3  # a case may take this part of the time, so that other topics have a turn
@@ -77,7 +77,7 @@ class Interview:
 
 def planned_seconds(question: Question) -> float:
     """Seconds for the answer and a minute for each follow-up; a case's minutes include them."""
-    if question.kind == "case":
+    if question.kind == CASE:
         return 60 * question.minutes
     return 60 * question.minutes + FOLLOW_UP_SECONDS * len(question.follow_ups)
 
@@ -120,8 +120,8 @@ def plan(
     """
     pool = list(questions)
     random.Random(seed).shuffle(pool)  # equal needs: another interview each time
-    cases = [q for q in pool if q.topic == DESIGN and planned_seconds(q) <= seconds]
-    pool = [q for q in pool if q.topic != DESIGN]
+    cases = [q for q in pool if q.kind == CASE and planned_seconds(q) <= seconds]
+    pool = [q for q in pool if q.kind != CASE]
     chosen: list[Question] = []
     if design and cases:
         modest = [q for q in cases if planned_seconds(q) <= _DESIGN_SHARE * seconds]
@@ -159,7 +159,7 @@ def interview(
     """Hold an interview of `limit` minutes; each review is recorded as soon as it is rated."""
     state = Interview(limit)
     waiting = plan(questions, need, state.left, seed)
-    _opening(screen, state, waiting, any(q.topic == DESIGN for q in questions))
+    _opening(screen, state, waiting, any(q.kind == CASE for q in questions))
     number = 0
     try:
         while waiting or (waiting := _more(screen, state, questions, need, seed)):
@@ -186,7 +186,7 @@ def _opening(screen: Screen, state: Interview, waiting: Sequence[Planned], wante
         f"Mock interview, {state.minutes:g} minutes: {counted(len(waiting), 'question')}, {minutes(total)} planned. "
         f"The clock stands still while you judge yourself. {KEYS}"
     )
-    if wanted and not any(item.question.topic == DESIGN for item in waiting):
+    if wanted and not any(item.question.kind == CASE for item in waiting):
         screen.say("No system-design case fits into this time.")
 
 

@@ -77,9 +77,8 @@ def judge(screen: Screen, question: Question) -> tuple[tuple[bool, ...], int]:
     screen.say(f"\nDid you say it? One y or n for each, together or one by one{more}.")
     points = screen.ticks([prose(p) for p in question.key_points], {"e": lambda: evidence(screen, question)})
     default = proposal(points)
-    screen.say(
-        f"{sum(points)} of {len(points)} points, so {RATINGS[default]} is proposed (all: Good, at least half: Hard)."
-    )
+    rule = "all: Good; half or more: Hard; fewer: Again"
+    screen.say(f"{sum(points)} of {len(points)} points, so {RATINGS[default]} is proposed ({rule}).")
     words = {name.lower(): rating for rating, name in RATINGS.items()}
     words |= {str(rating): rating for rating in RATINGS} | {name[0]: rating for name, rating in words.items()}
     menu = "  ".join(f"{rating} {name}" for rating, name in RATINGS.items())
@@ -156,7 +155,7 @@ def summary(screen: Screen, answered: Sequence[Answered], asked: int, after: Map
     for a in answered:
         rating, due = RATINGS[a.review.rating], after[a.question.id].due
         points = f"{sum(a.review.points)}/{len(a.review.points)}"
-        screen.say(f"  {points}  {rating:5s}  due {when(due, now)}  {a.question.id} ({a.question.level})")
+        screen.say(f"  {points}  {rating:5s}  due {when(due, now)}  {a.question.id}")
     read_again(screen, answered)
     upcoming(screen, after, now)
 

@@ -40,4 +40,7 @@ def show_stats(
     upcoming(screen, {q.id: standing[q.id] for q in questions if q.id in standing}, now)
     lost = [review for review in reviews if review.question not in {question.id for question in bank}]
     if lost:
-        screen.say(f"{counted(len(lost), 'review')} of questions that the bank no longer has; they are kept.")
+        screen.say(
+            f"{counted(len(lost), 'review')} of questions that are not in the bank (taken out since, or the practice "
+            "page's own); they are kept."
+        )

@@ -14,6 +14,7 @@ from typing import Any
 YES, NO, QUIT = "y", "n", {"q", "quit", "exit"}
 _WIDEST = 100  # longer lines are hard to read, however wide the terminal is
 _TWO_COLUMNS = 96  # below this, two columns side by side are too narrow for prose
+_TALL, _TALL_RATIO = 900, 4  # characters of one block; and how many times the other one's
 _OWN_LINE = re.compile(r"\s*(?:[-*+] |\d+[.)] |\||#{1,6} |```)")
 
 
@@ -92,8 +93,9 @@ class Screen:
         self.console.print(self._panel(title, text, colour, min(self.console.width, _WIDEST)))
 
     def show_beside(self, left: tuple[str, str, str], right: tuple[str, str, str]) -> None:
-        """Print two titled blocks, next to each other where the terminal is wide enough for that."""
-        if not self.boxes or self.console.width < _TWO_COLUMNS:
+        """Print two titled blocks, next to each other where there is room and neither would stand alone for long."""
+        lopsided = len(right[1]) > max(_TALL, _TALL_RATIO * len(left[1]))
+        if not self.boxes or self.console.width < _TWO_COLUMNS or lopsided:
             self.show(*left)
             self.show(*right)
             return

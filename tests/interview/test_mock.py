@@ -16,7 +16,7 @@ import pytest
 from effattn_lab.interview import FollowUp, Question, load, quiz, terminal
 from effattn_lab.interview.debrief import debrief, overall, save
 from effattn_lab.interview.links import Book, find_book
-from effattn_lab.interview.mock import DESIGN, interview, needs, plan, planned_seconds
+from effattn_lab.interview.mock import CASE, interview, needs, plan, planned_seconds
 from effattn_lab.interview.progress import Journal, Review
 from effattn_lab.interview.schedule import standings
 
@@ -40,7 +40,7 @@ def flat(text):
 
 LEVELS = ("junior", "mid", "senior", "staff")
 POOL = [question(f"{level}{i}", level, topic=f"full/t{i}") for level in LEVELS for i in range(4)]
-CASES = [question(f"case{m}", "senior", m, DESIGN, 2, "case") for m in (15, 20, 40)]
+CASES = [question(f"case{m}", "senior", m, "practice/system_design", 2, CASE) for m in (15, 20, 40)]
 
 
 class Learner:
@@ -88,13 +88,13 @@ def test_a_plan_fits_its_time_and_mixes_levels(minutes):
     questions = POOL + CASES
     chosen = plan(questions, needs(questions, {}, START), 60 * minutes, seed=1)
     used = sum(item.seconds for item in chosen)
-    rest = [q for q in questions if q.topic != DESIGN and q not in [item.question for item in chosen]]
+    rest = [q for q in questions if q.kind != CASE and q not in [item.question for item in chosen]]
     assert used <= 60 * minutes
     assert not rest or 60 * minutes - used < min(planned_seconds(q) for q in rest)  # nothing more would fit
     assert len({item.question.id for item in chosen}) == len(chosen)
-    cases = [i for i, item in enumerate(chosen) if item.question.topic == DESIGN]
+    cases = [i for i, item in enumerate(chosen) if item.question.kind == CASE]
     assert len(cases) == (1 if minutes >= 20 else 0)
-    short = [LEVELS.index(item.question.level) for item in chosen if item.question.topic != DESIGN]
+    short = [LEVELS.index(item.question.level) for item in chosen if item.question.kind != CASE]
     assert short == sorted(short)
     counts = [short.count(level) for level in range(4)]
     assert max(counts) - min(counts) <= 1
