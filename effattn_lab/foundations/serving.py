@@ -38,6 +38,20 @@ def derate(gpu: GPU, compute: float = 0.5, bandwidth: float = 0.7) -> GPU:
     return replace(gpu, fp16_tflops=gpu.fp16_tflops * compute, bandwidth_gbs=gpu.bandwidth_gbs * bandwidth)
 
 
+def with_kv_heads(model: ModelShape, num_kv_heads: int) -> ModelShape:
+    """`model` with another number of key-value heads, as after a conversion to grouped heads; all else unchanged.
+
+    Raises:
+        ValueError: a number below 1, or one that does not divide the query heads.
+    """
+    check_positive_int("num_kv_heads", num_kv_heads)
+    if model.num_heads % num_kv_heads:
+        raise ValueError(
+            f"num_kv_heads: expected a divisor of the query heads ({model.num_heads}), got {num_kv_heads}"
+        )
+    return replace(model, name=f"{model.name}, {num_kv_heads} KV heads", num_kv_heads=num_kv_heads)
+
+
 def step_time(
     model: ModelShape,
     gpu: GPU,

@@ -226,7 +226,7 @@ def _question(
         minutes=float(entry.get("minutes", 2)),
         question=entry["question"].strip(),
         red_flag=entry["red_flag"].strip(),
-        strong_answer=entry["strong_answer"].strip(),
+        strong_answer=re.sub(r"\n+", "\n\n", entry["strong_answer"].strip()),
         key_points=tuple(p["point"].strip() for p in points),
         follow_ups=tuple(
             FollowUp(f["ask"].strip(), f["answer"].strip(), _evidence(f)) for f in entry["follow_ups"]

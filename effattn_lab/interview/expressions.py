@@ -1,8 +1,8 @@
 """Evaluate the arithmetic behind a number in an answer, and nothing else.
 
 An expression such as ``kv_cache_bytes(32, 8, 128, 1) / 2**10`` is parsed and walked node by node: numbers,
-arithmetic, calls of the functions in `namespace`, attributes of ``math`` and fields of a GPU. There is no ``eval``,
-so a bank file cannot reach anything that is not on the list.
+arithmetic, calls of the functions in `namespace`, attributes of ``math`` and fields of a GPU or a model. There is no
+``eval``, so a bank file cannot reach anything that is not on the list.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ _BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
 }
 _UNARY: dict[type[ast.unaryop], Callable[[Any], Any]] = {ast.USub: operator.neg, ast.UAdd: operator.pos}
 _BUILTINS: dict[str, Callable[..., Any]] = {"abs": abs, "max": max, "min": min}
-_LONGEST = 400
+_RECORDS = {"derate", "with_kv_heads"}  # functions that return a GPU or a model, whose fields may be read
+_LONGEST = 800
 _MAX_EXPONENT = 1024
 
 
@@ -100,9 +101,10 @@ def _check(node: ast.AST, expr: str) -> None:
     if isinstance(node, ast.Constant) and not isinstance(node.value, int | float | str):
         raise ValueError(f"{expr!r}: constant {node.value!r} is not allowed")
     if isinstance(node, ast.Attribute):
-        # Only math.x and TABLE["name"].x: text and numbers have methods that reach further.
-        of_math = isinstance(node.value, ast.Name) and node.value.id == "math"
-        if node.attr.startswith("_") or not (of_math or isinstance(node.value, ast.Subscript)):
+        # Only math.x, TABLE["name"].x and derate(...).x: text and numbers have methods that reach further.
+        owner = node.value.func if isinstance(node.value, ast.Call) else node.value
+        named = isinstance(owner, ast.Name) and owner.id in ({"math"} if owner is node.value else _RECORDS)
+        if node.attr.startswith("_") or not (named or isinstance(node.value, ast.Subscript)):
             raise ValueError(f"{expr!r}: attribute {node.attr!r} is not allowed")
     if isinstance(node, ast.keyword) and node.arg is None:
         raise ValueError(f"{expr!r}: ** in a call is not allowed")

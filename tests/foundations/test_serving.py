@@ -66,6 +66,14 @@ def test_derate():
     assert sv.derate(H100, 1, 1) == H100
 
 
+def test_with_kv_heads():
+    """One KV head a query head: the projections grow by 2 M D (32 - 8) a layer, the cache fourfold."""
+    wide = sv.with_kv_heads(LLAMA, 32)
+    assert wide.layer_params - LLAMA.layer_params == 2 * 4096 * 128 * 24
+    assert sv.with_kv_heads(wide, 8).total_params == LLAMA.total_params
+    assert sv.cache_capacity(LLAMA, A100) > 4 * sv.cache_capacity(wide, A100)
+
+
 def test_rate_gpus():
     assert sv.arrival_rate(86_400) == 1
     assert sv.arrival_rate(86_400, 3) == 3
@@ -139,6 +147,8 @@ def test_training_flops_are_six_a_weight_for_short_sequences():
     [
         (lambda: sv.derate(H100, compute=50), r"compute: expected a share above 0 and up to 1, got 50"),
         (lambda: sv.derate(H100, bandwidth=0), "bandwidth: expected a share"),
+        (lambda: sv.with_kv_heads(LLAMA, 5), r"num_kv_heads: expected a divisor of the query heads \(32\), got 5"),
+        (lambda: sv.with_kv_heads(LLAMA, 0), "num_kv_heads: expected"),
         (lambda: sv.step_time(LLAMA, H100), "decodes, chunk: expected at least one"),
         (lambda: sv.step_time(LLAMA, H100, decodes=-1), "decodes: expected an integer of at least 0, got -1"),
         (lambda: sv.step_time(LLAMA, H100, decodes=1, context=0), "context: expected an integer of at least 1"),

@@ -231,7 +231,11 @@ def test_empty_bank(tmp_path):
         ("GPUS", "expected a finite number"),
         ("math.inf", "expected a finite number"),
         ("1 +", "not a Python expression"),
-        ("1" * 500, "at most"),
+        ("1" * 900, "at most"),
+        ("max('{0.__class__}', '').format(math)", "not allowed"),
+        ("derate(GPUS['A100']).__class__", "not allowed"),
+        ("derate.ridge", "not allowed"),
+        ("derate(GPUS['A100'], 2)", "compute: expected a share"),
     ],
 )
 def test_expression_refused(expr, message):
@@ -243,4 +247,6 @@ def test_expression_arithmetic():
     assert ex.evaluate("kv_cache_bytes(32, 8, 128, 1) / 2**10") == 128
     assert ex.evaluate('-GPUS["H100"].bandwidth_gbs + 3350') == 0
     assert ex.evaluate("flash_tiled_bytes(1, 1, 1, 64, 64, 16, block_m=64, block_n=64)") == 8448
+    assert ex.evaluate("derate(GPUS['A100'], 1, 0.5).ridge / GPUS['A100'].ridge") == 2
+    assert ex.evaluate("with_kv_heads(MODELS['Llama-2-7B'], 8).num_kv_heads") == 8
     assert ex.evaluate("max(7 // 2, 7 % 4, abs(-2))") == 3
