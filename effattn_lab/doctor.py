@@ -44,6 +44,8 @@ def rows() -> list[dict[str, Any]]:
     ]
     browser = next((b for b in BROWSERS if shutil.which(b)), None)
     table.append(_row("browser for tests", browser, browser is not None, False, "apt-get install chromium"))
+    if linux:
+        table.append(_sandbox())
     free = shutil.disk_usage(os.path.expanduser("~")).free / 1e9
     table.append(
         _row("free disk", f"{free:.0f} GB", free > 2, False, "free 2 GB: SmolLM2's copy takes 0.6 GB")
@@ -74,6 +76,15 @@ def _gpu() -> bool:
     except ImportError:
         return False
     return torch.cuda.is_available()
+
+
+def _sandbox() -> dict[str, Any]:
+    from effattn_lab.grading.sandbox import NoBoundary, probe
+
+    try:
+        return _row("sandbox for grading", f"bubblewrap {probe()}", True, False, "")
+    except NoBoundary as reason:
+        return _row("sandbox for grading", None, False, False, str(reason))
 
 
 def _kernels(linux: bool) -> dict[str, Any]:

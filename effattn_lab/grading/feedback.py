@@ -106,7 +106,7 @@ def _summary(assignment: Assignment, result: StudentResult) -> str:
         f"{passed} of {plural(len(result.exercises), 'exercise')} passed</p>",
     ]
     if result.problems:
-        lines += ["<h2>What could not be read</h2>", _list(result.problems)]
+        lines += ["<h2>About what you handed in</h2>", _list(result.problems)]
     lines.append("<h2>How the total comes about</h2>")
     rows = [
         f'<tr><th scope="row"><a href="#e{n}">{escaped(_title(e.id))}</a></th><td>{escaped(e.status)}</td>'
@@ -233,6 +233,7 @@ def _title(exercise_id: str) -> str:
     from effattn_lab.exercises import get
 
     try:
-        return get(exercise_id).title
+        title = get(exercise_id).title
+        return title[:1].upper() + title[1:]
     except ValueError:
         return exercise_id

@@ -13,6 +13,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,18 +69,23 @@ class Boxes:
 
     def __init__(self, site: Path, limits: Limits, devices: Sequence[str] = ()) -> None:
         self.site, self.limits, self.devices = site, limits, devices
-        self._box: Sandbox | None = None
+        self._boxes: dict[bool, Sandbox] = {}
 
-    def get(self) -> Sandbox:
-        if self._box is None:
-            environment = {"TRITON_INTERPRET": "0"} if self.devices else {}
-            self._box = Sandbox(self.site, self.limits, PRELOAD, self.devices, environment)
-        return self._box
+    def get(self, gpu: bool = False) -> Sandbox:
+        """The running sandbox; with ``gpu`` the one that holds the device files."""
+        if gpu not in self._boxes:
+            if gpu:
+                limits = replace(self.limits, data=16 * 2**30, address=1 << 46)  # CUDA reserves terabytes
+                environment = {"TRITON_INTERPRET": "0"}
+                self._boxes[gpu] = Sandbox(self.site, limits, PRELOAD, self.devices, environment)
+            else:
+                self._boxes[gpu] = Sandbox(self.site, self.limits, PRELOAD)
+        return self._boxes[gpu]
 
     def drop(self) -> None:
-        if self._box is not None:
-            self._box.stop()
-            self._box = None
+        for box in self._boxes.values():
+            box.stop()
+        self._boxes = {}
 
     def __enter__(self) -> Boxes:
         return self
@@ -135,15 +141,18 @@ class _Sitting:
         self.failures: dict[str, Failure | None] = {}
         self.hints: dict[str, str] = {**exercise.properties, **COMMON}
         self.own_hint: dict[str, str] = {}
+        self.gpu = False
 
     def run(self) -> tuple[Status, str]:
         """(status, the student's own error or "")."""
-        child = self.boxes.get().child()
+        self.gpu = bool(self.boxes.devices) and self.exercise.kernel is not None
+        child = self.boxes.get(self.gpu).child()
         try:
             loaded = self.load(child)
             if loaded.get("found") is not True:
                 return "missing", self.load_error(loaded)
             self.values(child)
+            self.gpu = False  # what follows is judged in the interpreter, where bytes can be counted
         finally:
             child.close()
         wrong = any(self.failures.values())
@@ -190,7 +199,8 @@ class _Sitting:
         """(what came back, why nothing did, the answer as it came)."""
         arguments = wire.Arguments.of(case.kwargs)
         try:
-            frame = child.ask({"op": "call", "arguments": arguments.header, "count": count}, fd=arguments.fd)
+            header = {"op": "call", "arguments": arguments.header, "count": count, "gpu": self.gpu}
+            frame = child.ask(header, fd=arguments.fd)
             for name in arguments.changed():
                 said = f"the argument {name} was changed in place"
                 self.note(UNTOUCHED, Failure(UNTOUCHED, "inputs", said))
@@ -221,6 +231,7 @@ class _Sitting:
                 if clean is None and not refused:
                     clean, refused = self.clean_kernel()
                 sentence = refused or self.kernel_trial(clean, probe, trial)
+                refused = refused and "not looked at, for the same reason"
             else:
                 sentence = self.value_trial(trial)
             if sentence:
@@ -286,8 +297,6 @@ class _Sitting:
         return trial.judge(outcomes)
 
     def compiled(self, child: Child, case: Case, probe: Probe, gpu: str) -> str | None:
-        if self.boxes.devices:
-            return None  # it was compiled to get here
         arguments = wire.Arguments.of(case.kwargs)
         try:
             job = child.ask({"op": "launches", "arguments": arguments.header}, fd=arguments.fd).header

@@ -215,6 +215,7 @@ class StudentResult:
     Args:
         changed_checks: self-check cells that were edited or deleted, in words.
         late_percent: taken off ``raw``; ``total`` is what remains.
+        sealed: hash of the seed that drew the inputs; the seed itself is told when the run is complete.
     """
 
     student: str
@@ -227,6 +228,7 @@ class StudentResult:
     submitted: str = ""
     late_minutes: float = 0.0
     late_percent: float = 0.0
+    sealed: str = ""
     ids: Mapping[str, str] = field(default_factory=dict)
 
     @property

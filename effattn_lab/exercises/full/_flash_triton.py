@@ -195,7 +195,8 @@ TRITON_FORWARD = Exercise(
     make_inputs=_triton_inputs,
     reference=attention_reference,
     solution=flash_triton,
-    from_scratch=FROM_SCRATCH,
+    # torch's own functions may be called, they do not help: the kernel is judged by itself.
+    from_scratch=tuple(name for name in FROM_SCRATCH if not name.startswith("torch.")),
     kernel=Kernel("flash_kernel", "flash_triton", _launcher),
     properties={
         "equals attention": "The body of the loop is your tile step: scores, m_new, alpha, p, l, acc, and m = m_new. "

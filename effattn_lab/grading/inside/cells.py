@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import dis
 import linecache
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 
@@ -16,8 +18,11 @@ class CellError:
     message: str
 
 
-def run_cells(cells: list[tuple[int, str]]) -> tuple[dict[str, Any], list[CellError]]:
-    """Execute cells as a notebook would; an error ends its cell, not the others.
+def run_cells(cells: list[tuple[int, str]], wanted: str) -> tuple[dict[str, Any], list[CellError]]:
+    """Execute what ``wanted`` needs, in the notebook's order; an error ends its cell, not the others.
+
+    Of each cell only those statements run that bind ``wanted`` or a name that it uses, directly or by way of others.
+    So an experiment beside the function costs nothing, and cannot fail it.
 
     Returns:
         the namespace, and the cells that raised.
@@ -28,17 +33,83 @@ def run_cells(cells: list[tuple[int, str]]) -> tuple[dict[str, Any], list[CellEr
         "display": lambda *a, **k: None,
         "get_ipython": lambda: None,
     }
-    errors = []
+    statements, errors = _statements(cells)
+    for chosen in _needed(statements, wanted):
+        try:
+            exec(chosen.code, names)
+        except BaseException as error:
+            errors.append(CellError(chosen.cell, told(error)))
+    return names, errors
+
+
+@dataclass(frozen=True)
+class _Statement:
+    cell: int
+    code: CodeType
+    binds: frozenset[str]
+    uses: frozenset[str]
+
+
+def _statements(cells: list[tuple[int, str]]) -> tuple[list[_Statement], list[CellError]]:
+    found: list[_Statement] = []
+    errors: list[CellError] = []
     for number, source in cells:
         text = python_of(source)
         file = f"<cell {number}>"
         # inspect.getsource, which Triton calls, finds the text here.
         linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
         try:
-            exec(compile(text, file, "exec"), names)
-        except BaseException as error:
+            for node in ast.parse(text, file).body:
+                code = compile(ast.Module([node], []), file, "exec")
+                binds, uses = _names(code)
+                found.append(_Statement(number, code, frozenset(binds | _changed(node)), frozenset(uses)))
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             errors.append(CellError(number, told(error)))
-    return names, errors
+    return found, errors
+
+
+def _names(code: CodeType, top: bool = True) -> tuple[set[str], set[str]]:
+    """Global names that code binds and uses, as the compiler sees them: local variables are not among them."""
+    binds: set[str] = set()
+    uses: set[str] = set()
+    for step in dis.get_instructions(code):
+        if step.opname == "STORE_GLOBAL" or (top and step.opname == "STORE_NAME"):
+            binds.add(step.argval)
+        elif step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"):
+            uses.add(step.argval)
+        elif step.opname in ("IMPORT_STAR", "CALL_INTRINSIC_1") and step.argrepr in (
+            "",
+            "INTRINSIC_IMPORT_STAR",
+        ):
+            binds.add("*")
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            inner = _names(constant, top=False)
+            binds |= inner[0]
+            uses |= inner[1]
+    return binds, uses
+
+
+def _changed(node: ast.stmt) -> set[str]:
+    """Names whose object an assignment to an entry or an attribute changes: ``table["x"] = 1``."""
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    found = set()
+    for target in targets:
+        while isinstance(target, ast.Subscript | ast.Attribute):
+            target = target.value
+            if isinstance(target, ast.Name):
+                found.add(target.id)
+    return found
+
+
+def _needed(statements: list[_Statement], wanted: str) -> list[_Statement]:
+    names, chosen = {wanted, "*"}, set[int]()
+    while True:
+        new = [n for n, s in enumerate(statements) if n not in chosen and s.binds & names]
+        if not new:
+            return [statements[n] for n in sorted(chosen)]
+        chosen.update(new)
+        names.update(*(statements[n].uses for n in new))
 
 
 def python_of(source: str) -> str:

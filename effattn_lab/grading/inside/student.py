@@ -41,7 +41,7 @@ def _load(state: dict[str, Any], frame: wire.Frame) -> Answer:
     """Run the cells and look for the function."""
     from effattn_lab.exercises.source import blanks
 
-    names, errors = run_cells([(int(n), str(s)) for n, s in frame.header["cells"]])
+    names, errors = run_cells([(int(n), str(s)) for n, s in frame.header["cells"]], frame.header["function"])
     fn: Any = names.get(frame.header["function"])
     state.update(fn=fn, refuse=frame.header["refuse"])
     found = callable(fn)
@@ -60,7 +60,7 @@ def _kernel(state: dict[str, Any], frame: wire.Frame) -> Answer:
         text = take_kernel([(int(n), str(s)) for n, s in frame.header["cells"]], str(frame.header["kernel"]))
     except Refused as reason:
         return {"refused": str(reason)}, []
-    names, errors = run_cells([(0, text), (1, frame.header["launcher"])])
+    names, errors = run_cells([(0, text), (1, frame.header["launcher"])], frame.header["function"])
     if errors:
         return {"refused": errors[0].message}, []
     state.update(
@@ -74,6 +74,8 @@ def _call(state: dict[str, Any], frame: wire.Frame) -> Answer:
     from effattn_lab.exercises.core import Case
 
     arguments = wire.arguments_from(frame.header["arguments"], frame.fds[0])
+    if frame.header.get("gpu"):
+        arguments = {n: v.cuda() if hasattr(v, "cuda") else v for n, v in arguments.items()}
     case = Case("call", arguments)
     with _counting(bool(frame.header.get("count"))) as counted:
         run = judge.run(state["fn"], case, arguments=arguments, from_scratch=state["refuse"])
