@@ -15,11 +15,11 @@ from typing import Any
 
 import fsrs.scheduler
 from docutils import nodes
-from interview import Questions, bullets
 from sphinx.application import Sphinx
 
 from effattn_lab.interview import numeric, schedule
 from effattn_lab.interview.bank import Question
+from interview import Questions, bullets
 
 CSS = "practice.css"
 TAG = "practice-trainer"
@@ -78,7 +78,8 @@ class Practice(Questions):
             answer.append(self.block("Follow-ups: answer each before you open it", "follow", follow))
         links = [*self.parse(self.links(question)), *self.in_the_bank(question)]
         answer += [rubric, box("div", *links, classes="practice-links")]
-        html = {"data_kind": "spoken", "data_id": question.id, "data_minutes": f"{question.minutes:g}"}
+        kind = "case" if question.kind == "case" else "spoken"
+        html = {"data_kind": kind, "data_id": question.id, "data_minutes": f"{question.minutes:g}"}
         return self.card(question, title, self.parse(question.question), answer, **html)
 
     def drill(self, drill: numeric.Drill, title: str) -> nodes.Node:
@@ -99,8 +100,9 @@ class Practice(Questions):
         answer: list[nodes.Node],
         **html: str,
     ) -> nodes.Node:
+        minutes = f" · {item.minutes:g} min" if isinstance(item, Question) else ""
         level = box("span", nodes.Text(item.level), classes=f"interview-level interview-{item.level}")
-        head = box("p", level, nodes.Text(f" {title}"), classes="practice-head")
+        head = box("p", level, nodes.Text(f" {title}{minutes}"), classes="practice-head")
         return box(
             "article",
             head,

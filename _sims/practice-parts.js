@@ -6,7 +6,7 @@
   const KEYS = [
     ["Space or Enter", "show the answer; Enter then goes on to the rubric, and from there to the proposed rating"],
     ["1 2 3 4", "rate Again, Hard, Good, Easy; while the focus is in the rubric: tick that point"],
-    ["t", "go to the rubric"], ["w", "write your answer (Esc leaves the field, Ctrl+Enter shows the answer)"],
+    ["t", "go to the rubric"], ["w", "write your answer (Ctrl+Enter in the field shows the answer)"], ["Esc", "back to the card"],
     ["r", "fresh numbers, in a numeric card"], ["j or n", "next card"], ["k or p", "previous card"],
     ["u", "take the last rating back"], ["/", "go to the filter"], ["?", "this help"],
   ];

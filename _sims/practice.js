@@ -64,7 +64,8 @@
       const levels = ["junior", "mid", "senior", "staff"].filter((level) => this.cards.some((card) => card.level === level));
       this.options("topic", [["", "All topics"], ...some(this.cards.map((card) => [card.topic, card.title]))]);
       this.options("level", [["", "All levels"], ...levels.map((level) => [level, level])]);
-      this.options("kind", [["", "Both"], ["spoken", "Questions"], ["number", "Numbers"]]);
+      this.options("kind", [["", "All kinds"], ["spoken", "Questions"], ["case", "Cases"], ["number", "Numbers"]]
+        .filter(([kind]) => !kind || this.cards.some((card) => card.kind === kind)));
       this.options("show", [["", "Due and new"], ["due", "Due"], ["new", "New"], ["all", "All"]]);
     }
 
@@ -372,8 +373,10 @@
       const act = () => { event.preventDefault(); event.stopImmediatePropagation(); };
       if (writing && event.key === "Enter" && (event.ctrlKey || event.metaKey)) { act(); this.reveal(); return; }
       if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
-      if (writing && event.key === "Escape") { act(); this.stage().focus(); return; }
-      if (writing || at.matches("select")) {
+      const choosing = at.matches("select");
+      if (event.key === "Escape" && !choosing) { act(); this.stage().focus(); return; }
+      if (choosing && event.key === "/") { act(); this.filter.querySelector("select").focus(); return; }
+      if (writing || choosing) {
         event.stopImmediatePropagation(); // what is typed here is for this field
         return;
       }
@@ -388,7 +391,7 @@
       } else if (event.key === "Enter" && inRubric) {
         act();
         card.rate.querySelector(`[data-rating="${card.proposed}"]`).focus();
-      } else if ((event.key === "Enter" || event.key === " ") && !at.matches("button, a, summary, input")) {
+      } else if ((event.key === "Enter" || event.key === " ") && !at.matches("button, a, summary, input, mjx-container")) {
         if (!card) return;
         if (!this.revealed) { act(); if (card.kind === "number" && event.key === "Enter") card.input.focus(); else this.reveal(); }
         else if (event.key === "Enter") { act(); (card.points && card.points[0] ? card.points[0] : card.rate.querySelector(".practice-proposed")).focus(); }

@@ -1,8 +1,8 @@
 """Numeric drills: a question with fresh numbers, its answer, and what each typical slip would have given.
 
-A drill of ``drills.yml`` is a template: parameters with the values they may take, the question, and *expressions* over
-the package's cost model (`effattn_lab.interview.expressions`) for the answer and for each slip. Nothing is computed
-anywhere else: the practice page in the book receives drawn instances with answers and slips, and only compares.
+A drill of ``drills.yml`` is a template: parameters with the values they may take, the question, and *expressions*
+over the package's cost model (`effattn_lab.interview.expressions`) for the answer and for each slip. Nothing is
+computed anywhere else: the practice page receives drawn instances with answers and slips, and only compares.
 
 In texts ``{name}`` is a parameter as a reader sees it (``8,192``); in expressions it is the bare value (``8192``).
 """
@@ -106,7 +106,7 @@ class Instance:
 
     Attributes:
         texts: parameter → what a reader sees.
-        answer: in the first unit of the drill's dimension (bytes, FLOPs, seconds, FLOP/B, dollars, or a plain number).
+        answer: in the first unit of the drill's dimension: bytes, FLOPs, seconds, FLOP/B, dollars or a number.
         shown: the answer in the unit that was asked for, bytes in both prefixes.
         slips: index into the drill's slips, and the value that this slip gives. Those that nobody could tell from
             the answer, or from an earlier slip, are left out.
@@ -252,7 +252,7 @@ def load(path: Path | str = DRILLS) -> list[Drill]:
 
 
 def page_data(count: int = 60) -> list[dict[str, Any]]:
-    """What the practice page needs of every drill, as plain JSON-ready dictionaries; keys are short, rows are many."""
+    """What the practice page needs of every drill, JSON-ready; keys are short, for rows are many."""
     return [
         {
             "id": f"numeric/{drill.id}",
