@@ -133,6 +133,22 @@ def test_proof_runs(question):
     exec(compile(question.proof, question.id, "exec"), {})
 
 
+def test_the_worked_cases_print_no_number_of_their_own():
+    """What a sentence of the chapter prints is the bank's, which is computed; the rest is glued in from cells."""
+    questions = select(BANK, "practice/system_design")
+    known = {float(n.value) for q in questions for n in q.numbers} | {
+        float(g) for q in questions for g in q.given
+    }
+    text = (
+        (ROOT / "chapters" / "practice" / "system_design.md").read_text(encoding="utf-8").split("---", 2)[2]
+    )
+    text = re.sub(r"^```.*?^```$|^#.*?$", "", text, flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"\{\w+(:\w+)?\}`[^`]*`", " ", text)
+    printed = list(printed_numbers(text))
+    assert len(printed) > 60
+    assert [value for value, unit in printed if value not in known and (unit or value > 8)] == []
+
+
 @by_id
 def test_strong_answer_can_be_said_aloud(question):
     text = plain(question.strong_answer)
