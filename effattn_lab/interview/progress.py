@@ -134,6 +134,15 @@ class Journal:
         with self._locked(os.O_RDWR) as handle:
             return self._load(handle)
 
+    def prepare(self) -> None:
+        """Make the file if there is none, so that a session which couldn't be saved fails now, not at its end.
+
+        Raises:
+            ProgressError: as `append` would.
+        """
+        with self._locked(os.O_RDWR | os.O_CREAT) as handle:
+            self._load(handle)
+
     def append(self, review: Review) -> None:
         """Add one review; it is on the disk when this returns. Raises ProgressError as `read` and when it can't."""
         with self._locked(os.O_RDWR | os.O_CREAT) as handle:
@@ -161,6 +170,10 @@ class Journal:
                 yield handle
             finally:
                 os.close(handle)  # the lock goes with it
+        except FileExistsError:
+            raise ProgressError(
+                f"{self.path}: progress cannot be kept here: {self.path.parent} is no folder"
+            ) from None
         except OSError as error:
             raise ProgressError(f"{self.path}: progress cannot be kept here: {error.strerror}") from None
 

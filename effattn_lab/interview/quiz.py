@@ -132,6 +132,7 @@ def _run(
             return _nothing_due(screen, [standing[q.id] for q in waiting.ahead])
     if args.list:
         return _list(screen, questions)
+    journal.prepare()
     if args.mock is not None:
         return _mock(args, screen, questions, standing, journal)
     from effattn_lab.interview import session

@@ -145,6 +145,7 @@ def _texts(question):
     [
         ("$a<b$ and $x_i$, then $y_i$", r"\(a&lt;b\) and \(x_i\), then \(y_i\)"),
         ("It costs $5 to $6 a day", "It costs $5 to $6 a day"),
+        ("from $5/$6 an hour", "from $5/$6 an hour"),
         (r"\$4,000 a month for $4N^2D$ FLOPs", r"$4,000 a month for \(4N^2D\) FLOPs"),
         ("run `echo $HOME $PATH` first", "run <code>echo $HOME $PATH</code> first"),
         ("$$E=mc^2$$", r"\[E=mc^2\]"),

@@ -123,6 +123,18 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     assert book.path.read_bytes() == before
 
 
+def test_one_write_then_the_disk(tmp_path, monkeypatch):
+    book = journal(tmp_path, 1)
+    calls = []
+    for name in ("write", "fsync"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *a, name=name, real=real: (calls.append(name), real(*a))[1])
+    book.append(review(1))
+    assert calls == ["write", "fsync"]
+    book.merge([review(2), review(3)])
+    assert calls == ["write", "fsync"] * 2
+
+
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ProgressError, match=r"file.x\.jsonl: progress cannot be kept here"):
@@ -221,6 +233,7 @@ def test_export_does_not_harm_what_it_cannot_replace(tmp_path):
 def test_standing_follows_from_the_reviews_alone():
     reviews = [review(day, rating=rating) for day, rating in ((0, 3), (2, 1), (3, 2), (3.2, 3), (9, 4))]
     reviews += [review(1, question="full/flash/exact", points=())]
+    reviews += [review(day, question="full/flash/lse", rating=rating) for day, rating in ((0, 4), (8, 1))]
     found = schedule.standings(reviews)
     shuffled = reviews[:] + reviews[:2]
     random.Random(1).shuffle(shuffled)
@@ -237,6 +250,7 @@ def test_standing_follows_from_the_reviews_alone():
     )
     assert (standing.reviews, standing.share, standing.last) == (5, 0.5, reviews[4].reviewed_at)
     assert found["full/flash/exact"].share is None
+    assert found["full/flash/lse"].due == START + timedelta(days=8 + 1)  # forgotten: a day, not ten minutes
     # FSRS-6's own defaults: a first Good is stable for 2.3 days, recalled with 90 % after as many days.
     assert found["full/flash/exact"].stability == 2.3065
     assert found["full/flash/exact"].due == START + timedelta(days=1 + 2)

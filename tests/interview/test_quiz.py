@@ -251,6 +251,14 @@ def test_wrong_option(options, message):
     assert "Traceback" not in done.stderr
 
 
+def test_a_session_that_could_not_be_saved_does_not_begin(tmp_path):
+    (tmp_path / "file").write_text("")
+    for options in ((), ("--mock", "45")):
+        done = piped("", "--state", str(tmp_path / "file" / "p.jsonl"), *options)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"p.jsonl: progress cannot be kept here: {tmp_path / 'file'} is no folder" in done.stderr
+
+
 def test_progress_of_a_newer_version_is_refused(tmp_path):
     state = tmp_path / "p.jsonl"
     state.write_text('{"format": "effattn-practice-journal", "version": 9}\n')
