@@ -42,6 +42,7 @@ mark { background: var(--mark); color: inherit; }
 figure { margin: 1rem 0; } img { max-width: 100%; height: auto; border-radius: 4px; }
 figcaption { color: var(--soft); }
 .scroll { overflow-x: auto; }
+.scroll table { min-width: 34rem; overflow-wrap: break-word; }
 @media (max-width: 30rem) { .pair { grid-template-columns: 1fr; } body { padding: 1rem .8rem 3rem; } }
 """
 

@@ -223,8 +223,8 @@ def test_the_page(graded, capsys):
     assert "<mark>" in text
     histogram, bars = page.alts
     assert histogram == (
-        "Histogram of the totals. 0 to 0.5 points: 1 student; 1.5 to 2 points: 3 students; "
-        "3 to 3.5 points: 2 students."
+        "Histogram of the total points. about 0: 1 student; about 1.5: 3 students; about 3: 1 student; "
+        "about 3.5: 1 student."
     )
     assert "full/flash/merge: 2 passed, 3 failed, 1 not written" in bars
     assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:" in text
