@@ -45,7 +45,7 @@ def generator(seed: str, *names: str) -> np.random.Generator:
 
 
 @functools.lru_cache(maxsize=32)
-def _drawn(exercise_id: str, seed: str) -> list[tuple[Case, tuple[torch.Tensor, ...]]]:
+def drawn(exercise_id: str, seed: str) -> list[tuple[Case, tuple[torch.Tensor, ...]]]:
     """Cases of an exercise and what the float64 reference says of them; the same for all students of a seed."""
     exercise = get(exercise_id)
     return [(case, exercise.want(case)) for case in exercise.make_inputs(generator(seed, exercise_id))]
@@ -108,7 +108,7 @@ def judge(boxes: Boxes, item: Item, cells: Cells, seed: str, credit: Credit = "a
         NoBoundary: the sandbox does not start; nothing can be graded.
     """
     begun = time.monotonic()
-    sitting = _Sitting(boxes, get(item.id), item, cells, seed)
+    sitting = Sitting(boxes, get(item.id), item, cells, seed)
     status: Status
     try:
         status, error = sitting.run()
@@ -133,7 +133,9 @@ def judge(boxes: Boxes, item: Item, cells: Cells, seed: str, credit: Credit = "a
     )
 
 
-class _Sitting:
+class Sitting:
+    """One exercise of one submission on the way through: results, failures, verdicts."""
+
     def __init__(self, boxes: Boxes, exercise: Exercise, item: Item, cells: Cells, seed: str) -> None:
         self.boxes, self.exercise, self.item, self.seed = boxes, exercise, item, seed
         self.cells = [[number, source] for number, source in cells]
@@ -178,7 +180,7 @@ class _Sitting:
 
     def values(self, child: Child) -> None:
         self.failures = dict.fromkeys([*self.exercise.properties, *COMMON])
-        drawn = _drawn(self.exercise.id, self.seed)
+        drawn = drawn(self.exercise.id, self.seed)
         for number, (case, want) in enumerate(drawn):
             value, error, frame = self.call(child, case)
             failure = error or self.exercise.compare(value, want, case)

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--jobs: expected at least 1, got {args.jobs}")
     if args.seconds <= 0:
         raise ValueError(f"--seconds: expected more than 0, got {args.seconds:g}")
-    assignment = _assignment(args.assignment, args.submissions)
+    assignment = assignment_of(args.assignment, args.submissions)
     boundary = None if args.scheduler else checked_boundary()
     submissions = collect(args.submissions, assignment)
     if not submissions:
@@ -130,7 +130,8 @@ def _outcome(result: StudentResult) -> list[Any]:
     ]
 
 
-def _assignment(file: Path | None, submissions: Path) -> Assignment:
+def assignment_of(file: Path | None, submissions: Path) -> Assignment:
+    """The assignment of a class: the named file, else the one in or beside the folder, else this checkout's labs."""
     from effattn_lab.grading.release import default_assignment, load_assignment
 
     if file is not None:

@@ -1,0 +1,279 @@
+"""A run of `effattn grade` that is killed at any moment goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import stat
+from argparse import Namespace
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pytest
+
+from effattn_lab.grading import pool, run, store, task
+from effattn_lab.grading.model import (
+    Assignment,
+    ExerciseResult,
+    Item,
+    LabPlan,
+    LateRule,
+    StudentResult,
+    Verdict,
+)
+from effattn_lab.grading.store import Store, StoreError, commitment, student_seed, write_atomically
+
+PLAN = LabPlan("full/flash", "flash.ipynb", "0" * 64, (Item("full/flash/merge", "merge", 2.0),), ())
+ASSIGNMENT = Assignment(
+    "Flash", "0.1.0", (PLAN,), datetime(2026, 12, 24, tzinfo=timezone.utc), LateRule(), seed_per_student=True
+)
+STUDENTS = ("alice", "bob", "carol")
+
+
+def canned(work):
+    """What grading would give; pure, so that a run can be compared with another."""
+    submission, seed = work.submission, work.options.seed
+    mine = student_seed(seed, submission.student, ASSIGNMENT.seed_per_student)
+    points = 2.0 if submission.student != "bob" else 0.0
+    verdicts = (Verdict("one", True), Verdict("two", points > 0, "off", "hint"))
+    result = ExerciseResult("full/flash/merge", "passed" if points else "failed", points, 2.0, verdicts)
+    return task.Done(
+        StudentResult(
+            submission.student, submission.name, submission.digest(), (result,), sealed=commitment(mine)
+        ),
+        f"# ---- cell 1\ndef merge(): return {submission.student!r}\n",
+    )
+
+
+@pytest.fixture
+def klass(tmp_path):
+    folder = tmp_path / "class"
+    for name in STUDENTS:
+        (folder / name).mkdir(parents=True)
+        notebook = {"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": []}
+        (folder / name / "flash.ipynb").write_text(json.dumps(notebook))
+    (folder / "assignment.json").write_text(json.dumps(ASSIGNMENT.to_json()))
+    return folder
+
+
+def arguments(klass, out, seed="5eed"):
+    return Namespace(
+        submissions=klass, out=out, assignment=None, jobs=1, scheduler=None, no_replay=True, gpu=False,
+        seconds=20.0, seed=seed,
+    )  # fmt: skip
+
+
+class Mortal:
+    """Stands in for ``os`` in the store: the n-th operation on a file ends the process, a write half done."""
+
+    def __init__(self, dies_at):
+        self.left = dies_at
+
+    def __getattr__(self, name):
+        real = getattr(os, name)
+        if name not in ("open", "fsync", "replace", "fdopen"):
+            return real
+
+        def operation(*args, **kwargs):
+            self.count()
+            return MortalFile(self, real(*args, **kwargs)) if name == "fdopen" else real(*args, **kwargs)
+
+        return operation
+
+    def count(self):
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class MortalFile:
+    def __init__(self, mortal, file):
+        self.mortal, self.file = mortal, file
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return self.file.__exit__(*error)
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def write(self, text):
+        self.file.write(text[: len(text) // 2])
+        self.file.flush()
+        self.mortal.count()
+        self.file.write(text[len(text) // 2 :])
+
+
+def graded(klass, out, log, dies_at=None, seed="5eed"):
+    """Run the command in a forked process with canned results; True where it came to its end."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            # Not the patched os: what was graded has to be known whatever happens to the store.
+            book = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+            def grade(tasks, jobs, scratch):
+                for work in tasks:
+                    os.write(book, f"{work.submission.student}\n".encode())
+                    yield canned(work)
+
+            pool.on_this_machine = grade
+            run.checked_boundary = lambda: "0.8"
+            if dies_at is not None:
+                store.os = Mortal(dies_at)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            status = run.run(arguments(klass, out, seed))
+        finally:
+            os._exit(status)
+    _, code = os.waitpid(pid, 0)
+    assert code in (0, signal.SIGKILL), code
+    return code == 0
+
+
+def everything(out):
+    return {
+        str(p.relative_to(out)): p.read_bytes()
+        for p in sorted(out.rglob("*"))
+        if p.is_file() and p.name != "lock"
+    }
+
+
+def test_killed_at_every_operation(klass, tmp_path):
+    """Each file operation of a run is the last one once; the next run ends with the same files."""
+    shutil.rmtree(klass / "carol")  # two students see every kind of operation
+    whole = tmp_path / "whole"
+    assert graded(klass, whole, tmp_path / "log")
+    want = everything(whole)
+    assert {"gradebook.csv", "canvas.csv", "moodle.csv", "run.json", "feedback/bob.html"} <= set(want)
+    moments = 0
+    for n in range(1, 2000):
+        out, log = tmp_path / f"r{n}", tmp_path / f"log{n}"
+        if graded(klass, out, log, dies_at=n):
+            break
+        moments = n
+        before = set()
+        for path in (out / "students").glob("*.json") if out.is_dir() else ():
+            StudentResult.from_json(json.loads(path.read_text()))  # whole, whenever it is there
+            before.add(path.stem)
+        for name in ("gradebook.csv", "run.json", "assignment.json"):
+            if (out / name).is_file() and (
+                name != "run.json" or b'"complete": true' in (out / name).read_bytes()
+            ):
+                assert (out / name).read_bytes() == want[name]
+        assert graded(klass, out, log)
+        assert everything(out) == want, f"killed at operation {n}"
+        names = log.read_text().split()
+        assert sorted(set(names)) == ["alice", "bob"]
+        # What was kept is never graded again; at most the one that was being written is.
+        assert all(names.count(student) == 1 for student in before)
+        assert len(names) <= 3
+    assert moments > 60, "the run has far more operations than that"
+
+
+def test_a_secret_seed_survives_the_kill(klass, tmp_path):
+    out, log = tmp_path / "r", tmp_path / "log"
+    assert not graded(klass, out, log, dies_at=40, seed=None)
+    (seed,) = json.loads((out / ".state" / "seeds.json").read_text())
+    assert seed.encode() not in b"".join(
+        data for name, data in everything(out).items() if not name.startswith(".state")
+    )  # fmt: skip
+    assert stat.S_IMODE((out / ".state" / "seeds.json").stat().st_mode) == 0o600
+    assert json.loads((out / "run.json").read_text())["sealed"] == commitment(seed)
+    assert graded(klass, out, log, seed=None)
+    record = json.loads((out / "run.json").read_text())
+    assert record["complete"]
+    assert record["seeds"] == [seed]
+    for name in STUDENTS:
+        machine = json.loads((out / "feedback" / f"{name}.json").read_text())["machine"]
+        assert machine["seed"] == student_seed(seed, name, True)
+
+
+def test_a_told_seed_is_not_used_again(klass, tmp_path):
+    """A submission that arrives after the seed was told gets other inputs."""
+    out, log = tmp_path / "r", tmp_path / "log"
+    assert graded(klass, out, log, seed=None)
+    (klass / "dave").mkdir()
+    (klass / "dave" / "flash.ipynb").write_bytes((klass / "bob" / "flash.ipynb").read_bytes())
+    assert graded(klass, out, log, seed=None)
+    first, second = json.loads((out / "run.json").read_text())["seeds"]
+    assert first != second
+    seeds = {
+        name: json.loads((out / "feedback" / f"{name}.json").read_text())["machine"]["seed"]
+        for name in (*STUDENTS, "dave")
+    }
+    assert seeds["dave"] == student_seed(second, "dave", True)
+    assert seeds["alice"] == student_seed(first, "alice", True)
+    assert log.read_text().split() == [*STUDENTS, "dave"]
+
+
+def test_a_changed_submission_is_graded_again_alone(klass, tmp_path):
+    out, log = tmp_path / "r", tmp_path / "log"
+    assert graded(klass, out, log)
+    path = klass / "bob" / "flash.ipynb"
+    path.write_text(path.read_text().replace('"cells": []', '"cells": [ ]'))
+    assert graded(klass, out, log)
+    assert log.read_text().split() == [*STUDENTS, "bob"]
+
+
+def test_two_runs_do_not_meet(tmp_path):
+    with Store(tmp_path / "r", ASSIGNMENT), pytest.raises(StoreError, match="another `effattn grade`"):
+        Store(tmp_path / "r", ASSIGNMENT).__enter__()
+    with Store(tmp_path / "r", ASSIGNMENT):
+        pass
+
+
+def test_wrong_folders(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StoreError, match="expected a folder, got the file"):
+        Store(tmp_path / "file", ASSIGNMENT).__enter__()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("x")
+    with pytest.raises(StoreError, match="holds other files"):
+        Store(tmp_path / "other", ASSIGNMENT).__enter__()
+    assert os.listdir(tmp_path / "other") == ["thesis.tex"]
+    with Store(tmp_path / "r", ASSIGNMENT):
+        pass
+    other = Assignment("Other", "0.1.0", (PLAN,))
+    with pytest.raises(StoreError, match="results of another assignment"):
+        Store(tmp_path / "r", other).__enter__()
+
+
+def test_a_broken_result_is_named(tmp_path):
+    with Store(tmp_path / "r", ASSIGNMENT) as open_store:
+        (tmp_path / "r" / "students" / "eve.json").write_text("{}")
+        with pytest.raises(StoreError, match=r"eve\.json.*delete it to grade this student again"):
+            open_store.results()
+
+
+def test_write_is_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    write_atomically(path, "old")
+
+    def full(fd):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+
+
+def test_late_rule():
+    from datetime import timedelta
+
+    rule = LateRule(grace_minutes=10, percent_per_day=10, most_percent=50)
+    minutes = (0, 10, 10.5, 1440, 1441, 5 * 1440, 50 * 1440)
+    assert [rule.percent(timedelta(minutes=m)) for m in minutes] == [0, 0, 10, 10, 20, 50, 50]
+
+
+def test_paths_are_only_those_of_the_folder(klass, tmp_path):
+    """Everything that a run writes lies in the results folder."""
+    before = {p for p in tmp_path.rglob("*")}
+    assert graded(klass, tmp_path / "r", tmp_path / "log")
+    new = {p for p in tmp_path.rglob("*")} - before - {tmp_path / "log"}
+    assert all(Path(tmp_path / "r") in (p, *p.parents) for p in new)
