@@ -180,8 +180,7 @@ class Sitting:
 
     def values(self, child: Child) -> None:
         self.failures = dict.fromkeys([*self.exercise.properties, *COMMON])
-        drawn = drawn(self.exercise.id, self.seed)
-        for number, (case, want) in enumerate(drawn):
+        for number, (case, want) in enumerate(drawn(self.exercise.id, self.seed)):
             value, error, frame = self.call(child, case)
             failure = error or self.exercise.compare(value, want, case)
             self.judged.append((case, value, failure))

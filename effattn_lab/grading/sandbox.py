@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from effattn_lab.grading import seccomp
 from effattn_lab.grading.inside import wire
 from effattn_lab.grading.watch import Watch
 
@@ -95,7 +96,8 @@ def system_binds() -> tuple[str, ...]:
         *(f"{p}/lib/python*/*-packages" for p in ("/usr", "/usr/local", sys.base_prefix)),
     ]
     for path in sorted({p for place in places for p in glob.glob(f"{place}/effattn_*")}):
-        binds += ["--tmpfs", path] if os.path.isdir(path) else ["--ro-bind", "/dev/null", path]
+        hidden = ["--tmpfs", path, "--remount-ro", path]
+        binds += hidden if os.path.isdir(path) else ["--ro-bind", "/dev/null", path]
     return tuple(binds)
 
 
@@ -127,10 +129,16 @@ def command(
     line = [
         bwrap, "--unshare-all", "--unshare-user", "--disable-userns", "--uid", "65534", "--gid", "65534",
         "--cap-drop", "ALL", "--die-with-parent", "--new-session", "--clearenv", "--hostname", "sandbox",
+        # Bubblewrap's own first process would be open to all others inside: its environment is the instructor's, its
+        # files are this machine's, and it alone holds the string that ends the sandbox with the grader.
+        "--as-pid-1",
         "--size", str(limits.scratch), "--tmpfs", "/tmp",
         *system_binds(),
         "--proc", "/proc", "--dev", "/dev", "--size", str(limits.shared), "--tmpfs", "/dev/shm",
     ]  # fmt: skip
+    if not devices:
+        # Mapped by several, it is memory that no limit counts.
+        line += ["--ro-bind", "/dev/null", "/dev/zero"]
     for device in devices:
         line += ["--dev-bind", device, device]
     for source, target in binds.items():
@@ -151,6 +159,7 @@ def _environment() -> dict[str, str]:
         "LANG": "C.UTF-8",
         "PYTHONPATH": os.pathsep.join([SITE, *package_folders()]),
         "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONSAFEPATH": "1",  # what a student leaves in /tmp is no module
         "PYTHONHASHSEED": "0",
         "MPLBACKEND": "Agg",
         "OMP_NUM_THREADS": "1",
@@ -159,6 +168,25 @@ def _environment() -> dict[str, str]:
         "EFFATTN_STATIC": "1",
         "HF_HUB_OFFLINE": "1",
     }
+
+
+def launch(line: Sequence[str], *, shared_memory: bool = False, **options: Any) -> subprocess.Popen[bytes]:
+    """Start bubblewrap with a line of `command` and the filter of system calls; ``options`` are Popen's.
+
+    Raises:
+        NoBoundary: there is no filter for this processor.
+    """
+    if not seccomp.supported():
+        raise NoBoundary(f"grading needs an x86-64 or 64-bit ARM processor, this is {platform.machine()}")
+    reader, writer = os.pipe()
+    try:
+        with os.fdopen(writer, "wb") as file:
+            file.write(seccomp.program(shared_memory))
+        return subprocess.Popen(
+            [line[0], "--seccomp", str(reader), *line[1:]], pass_fds=[reader], **options
+        )
+    finally:
+        os.close(reader)
 
 
 def python(*arguments: str) -> list[str]:
@@ -213,8 +241,12 @@ class Sandbox:
         self.limits = limits
         self._sock = ours
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed in stop()
-        self._process = subprocess.Popen(
-            line, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, stderr=self._errors
+        self._process = launch(
+            line,
+            shared_memory=bool(devices),
+            stdin=theirs.fileno(),
+            stdout=subprocess.DEVNULL,
+            stderr=self._errors,
         )
         theirs.close()
         self._watch = Watch(self._process.pid, limits.tree, limits.processes, self._process.kill)
@@ -302,7 +334,7 @@ def run_once(
     with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as errors:
         source.write(given)
         source.seek(0)
-        process = subprocess.Popen(line, stdin=source, stdout=subprocess.PIPE, stderr=errors)
+        process = launch(line, stdin=source, stdout=subprocess.PIPE, stderr=errors)
         assert process.stdout is not None
         watch = Watch(process.pid, limits.tree, limits.processes, process.kill)
         timer = threading.Timer(seconds, process.kill)
@@ -338,6 +370,7 @@ def opens(path, mode):
 print(json.dumps({
     "uid": os.getuid(),
     "capabilities": int(status["CapEff"], 16) | int(status["CapBnd"], 16),
+    "filter": status["Seccomp"].strip() == "2",
     "processes": sum(name.isdigit() for name in os.listdir("/proc")),
     "network": [name for _, name in socket.if_nameindex() if name != "lo"],
     "writes": [p for p in ("/usr/x", "/x", "/dev/x", "/lab/site/x") if opens(p, "w")],
@@ -367,11 +400,12 @@ def probe() -> str:
         raise NoBoundary(f"bubblewrap {'.'.join(map(str, number))} is too old: {INSTALL}")
     with tempfile.NamedTemporaryFile(prefix="effattn-", dir=Path.home()) as secret, _empty() as empty:
         line = command(python("-c", _LOOK), Limits(), {empty: SITE}, {"LOOK_FOR": secret.name})
-        done = subprocess.run(line, capture_output=True, text=True, timeout=60)
-    if done.returncode != 0:
-        said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        process = launch(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        seen, errors = process.communicate(timeout=60)
+    if process.returncode != 0:
+        said = (errors.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
         raise NoBoundary(f"bubblewrap cannot isolate here ({said}). {_advice(said)}")
-    _judge(json.loads(done.stdout))
+    _judge(json.loads(seen))
     return version[0]
 
 
@@ -383,6 +417,8 @@ def _judge(seen: dict[str, Any]) -> None:
     wrong = []
     if seen["uid"] != 65534 or seen["capabilities"]:
         wrong.append("it keeps privileges")
+    if not seen["filter"]:
+        wrong.append("it has no filter of system calls")
     if seen["processes"] > 3:
         wrong.append("it sees other processes")
     if seen["network"]:

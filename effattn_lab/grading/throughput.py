@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +47,15 @@ def classes(tasks: list[Task], workers: int = 2) -> dict[str, dict[str, Any]]:
     ways: dict[str, Callable[[], Iterator[Done]]] = {}
     scratch = Path(tempfile.mkdtemp(prefix="effattn-throughput-"))
     for jobs in (1, 2):
-        ways[f"{jobs} process{'es' if jobs > 1 else ''}"] = lambda jobs=jobs: pool.on_this_machine(
-            tasks, jobs, scratch
+        ways[f"{jobs} process{'es' if jobs > 1 else ''}"] = partial(
+            pool.on_this_machine, tasks, jobs, scratch
         )
     rows = {}
     try:
         with LocalCluster(  # type: ignore[no-untyped-call]
             n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None
         ) as cluster:
-            ways[f"Dask, {workers} workers"] = lambda: pool.on_a_cluster(tasks, cluster.scheduler_address)
+            ways[f"Dask, {workers} workers"] = partial(pool.on_a_cluster, tasks, cluster.scheduler_address)
             for name, way in ways.items():
                 begun = time.perf_counter()
                 grades = sorted(outcome(done.result) for done in way())
@@ -75,8 +76,8 @@ def overhead(item: Item, cells: list[tuple[int, str]], repeats: int = 15) -> dic
 
     Returns:
         medians: ``sandbox`` (fork, load the cells, all calls, comparison), ``here`` (the same calls and comparison),
-        ``trials`` (what a grader does beyond a self-check: long inputs, the kernel by itself, the compiler), ``start``
-        (a new sandbox with torch imported, once a submission).
+        ``trials`` (what only a grader does: long inputs, the kernel by itself, the compiler), ``start`` (a new
+        sandbox with torch imported, once a submission).
     """
     from effattn_lab.exercises import judge as selfcheck
     from effattn_lab.exercises.registry import get

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 
@@ -15,7 +16,7 @@ class Watch:
     Args:
         pid: root of the tree, not counted itself.
         memory: bytes that all processes together may hold in private and shared memory.
-        processes: how many there may be.
+        processes: how many there may be, threads counted.
         kill: ends the tree.
     """
 
@@ -34,12 +35,12 @@ class Watch:
         while not self._done.wait(INTERVAL):
             count = held = 0
             for pid in descendants(self._pid):
-                count += 1
+                memory, threads = taken_by(pid)
+                held, count = held + memory, count + threads
                 if count > self._processes:
                     break
-                held += memory_of(pid)
             if count > self._processes:
-                self.reason = f"more than {self._processes} processes at once"
+                self.reason = f"more than {self._processes} processes and threads at once"
             elif held > self._memory:
                 self.reason = f"more than {self._memory // 2**20} MB of memory in all"
             if self.reason:
@@ -52,23 +53,28 @@ def descendants(pid: int) -> Iterator[int]:
     waiting = [pid]
     while waiting:
         parent = waiting.pop()
+        children: list[int] = []
         try:
-            with open(f"/proc/{parent}/task/{parent}/children", encoding="ascii") as file:
-                children = [int(n) for n in file.read().split()]
+            # A child belongs to the thread that forked it.
+            for thread in os.listdir(f"/proc/{parent}/task"):
+                with open(f"/proc/{parent}/task/{thread}/children", encoding="ascii") as file:
+                    children += [int(n) for n in file.read().split()]
         except OSError:  # gone meanwhile
-            continue
+            pass
         yield from children
         waiting += children
 
 
-def memory_of(pid: int) -> int:
-    """Bytes of anonymous and shared memory that a process holds."""
-    held = 0
+def taken_by(pid: int) -> tuple[int, int]:
+    """(bytes of anonymous and shared memory that a process holds, number of its threads)."""
+    held, threads = 0, 1
     try:
         with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
             for line in file:
                 if line.startswith(("RssAnon:", "RssShmem:")):
                     held += int(line.split()[1]) * 1024
+                elif line.startswith("Threads:"):
+                    threads = int(line.split()[1])
     except (OSError, ValueError):
-        return 0
-    return held
+        return 0, 1
+    return held, threads

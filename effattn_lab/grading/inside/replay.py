@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from effattn_lab.grading.inside.limited import harden
+
 MOST = 60  # failing cells that are told
 
 
@@ -49,6 +51,7 @@ def _reason(text: str) -> str:
 
 
 def main() -> None:
+    harden()
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
     null = os.open(os.devnull, os.O_RDWR)
     notebook = Path("/tmp/notebook.ipynb")
