@@ -103,9 +103,8 @@ class _Careful:
         return True
 
     def read(self, size: int | None = -1) -> bytes:
-        if size is not None and size > self._most:
-            raise ArchiveError("the archive's directory is too large")
-        data = self._file.read(self._most + 1 if size is None or size < 0 else size)
+        enough = self._most + 1
+        data = self._file.read(enough if size is None or size < 0 else min(size, enough))
         if len(data) > self._most:
             raise ArchiveError("the archive's directory is too large")
         return data

@@ -404,6 +404,25 @@ def test_links_and_pipes(tmp_path):
     assert found["zed"].notebooks
 
 
+def test_a_link_that_takes_a_files_place(tmp_path, monkeypatch):
+    """Between the look at a file and its opening it may be replaced: the opening refuses links and pipes as well."""
+    secret = tmp_path / "secret.ipynb"
+    secret.write_bytes(notebook("secret"))
+    handed = tmp_path / "in"
+    (handed / "dir").mkdir(parents=True)
+    (handed / "ann.ipynb").symlink_to(secret)
+    (handed / "joe").symlink_to(tmp_path)
+    os.mkfifo(handed / "eve.ipynb")
+    file, folder = os.lstat(secret), os.lstat(handed / "dir")
+    monkeypatch.setattr(os, "lstat", lambda name, dir_fd: file if name.endswith(".ipynb") else folder)
+    for student in collect(handed, ONE):
+        assert not student.notebooks, student
+    problems = " ".join(p for s in collect(handed, ONE) for p in s.problems)
+    assert "“ann.ipynb” cannot be read" in problems
+    assert "“eve.ipynb” is not a regular file" in problems
+    assert "“joe” cannot be opened" in problems
+
+
 def test_names_on_disk(tmp_path):
     (tmp_path / "ann\u202e").mkdir()
     (tmp_path / "ann\u202e" / "flash.ipynb").write_bytes(notebook("x"))
