@@ -182,9 +182,7 @@ def launch(line: Sequence[str], *, shared_memory: bool = False, **options: Any) 
     try:
         with os.fdopen(writer, "wb") as file:
             file.write(seccomp.program(shared_memory))
-        return subprocess.Popen(
-            [line[0], "--seccomp", str(reader), *line[1:]], pass_fds=[reader], **options
-        )
+        return subprocess.Popen([line[0], "--seccomp", str(reader), *line[1:]], pass_fds=[reader], **options)
     finally:
         os.close(reader)
 
