@@ -80,6 +80,7 @@
         onclick: () => this.reveal() }, "Show the answer");
       if (card.kind === "number") {
         card.drill = this.drills.get(card.id);
+        show.className = ""; // one main button: Check
         card.ask = card.node.querySelector(".practice-ask");
         card.input = make("input", { type: "text", autocomplete: "off", autocapitalize: "off", spellcheck: "false" });
         card.feedback = make("p", { class: "practice-feedback", role: "status", "aria-live": "polite" });
