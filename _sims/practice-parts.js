@@ -36,6 +36,15 @@
   }
   const short = (days) => (days < 60 ? `${days} d` : days < 720 ? `${Math.round(days / 30)} mo` : `${Math.round(days / 365)} y`);
 
+  /** Links to the sections of these cards, each once; nothing if there is none. */
+  function readAgain(cards) {
+    const links = new Map(cards.flatMap((card) => [...card.querySelectorAll(".practice-links a[href*='#']")].slice(0, 1)
+      .map((a) => [a.getAttribute("href"), a.textContent])));
+    if (!links.size) return [];
+    return [make("p", {}, "Read again before they come back:"),
+      make("ul", {}, ...[...links].map(([href, text]) => make("li", {}, make("a", { href }, text))))];
+  }
+
   window.effattn = window.effattn || {};
-  window.effattn.practiceParts = { KEYS, make, plural, uuid, when, short };
+  window.effattn.practiceParts = { KEYS, make, plural, readAgain, uuid, when, short };
 })();

@@ -90,6 +90,20 @@
       if (this.storage) this.storage.removeItem(PREFIX + id);
     }
 
+    /** What the reader must know, or "". */
+    warning() {
+      const lost = this.pending.size;
+      if (this.trouble === "unavailable") {
+        return `This browser lets the page store nothing. ${lost ? `${reviews(lost)} of this visit will be lost when the page closes: export first.`
+          : "Reviews will last until the page closes; export them before."}`;
+      }
+      if (this.trouble === "full" && lost) {
+        return `The browser's storage is full. ${reviews(lost)} could not be stored and will be lost when the page closes: export now.`;
+      }
+      if (!this.damaged) return "";
+      return this.damaged === 1 ? "1 stored entry cannot be read and is left alone." : `${this.damaged} stored entries cannot be read and are left alone.`;
+    }
+
     /** Forget everything, damaged entries too. */
     clear() {
       this.pending.clear();
@@ -97,6 +111,8 @@
       this.flush();
     }
   }
+
+  const reviews = (n) => (n === 1 ? "1 review" : `${n.toLocaleString("en")} reviews`);
 
   window.effattn = window.effattn || {};
   window.effattn.PracticeStore = PracticeStore;

@@ -4,7 +4,7 @@
   "use strict";
 
   const { fsrs, proposal, standing, order, stamp, readFile, writeFile, parseAnswer, judge, fill } = window.effattn.practice;
-  const { KEYS, make, plural, uuid, when, short } = window.effattn.practiceParts;
+  const { KEYS, make, plural, readAgain, uuid, when, short } = window.effattn.practiceParts;
   const AGAIN = 1, HARD = 2, GOOD = 3;
   const DAY = 86_400_000;
 
@@ -164,11 +164,7 @@
       act("previous").disabled = this.at < 1;
       act("next").disabled = !this.card;
       act("undo").hidden = !this.done.length;
-      const lost = this.store.pending.size;
-      this.alarm.textContent = this.store.trouble === "unavailable"
-        ? `This browser lets the page store nothing. ${lost ? `${plural(lost, "review")} of this visit will be lost when the page closes: export first.` : "Reviews will last until the page closes; export them before."}`
-        : this.store.trouble === "full" && lost ? `The browser's storage is full. ${plural(lost, "review")} could not be stored and will be lost when the page closes: export now.`
-          : this.store.damaged ? `${plural(this.store.damaged, "stored entry")} cannot be read and ${this.store.damaged === 1 ? "is" : "are"} left alone.`.replace("entrys", "entries") : "";
+      this.alarm.textContent = this.store.warning();
     }
 
     /** Show the card at `at`, question side up, or the end. */
@@ -196,12 +192,7 @@
       if (this.done.length) parts.push(make("p", {}, `${plural(this.done.length, "card")} rated in this visit, ${weak.length} of them Again or Hard.`));
       else if (!this.queue.length) parts.push(make("p", {}, "Nothing of this choice is due or new. Choose All to practise ahead of time, or another topic."));
       if (dues.length) parts.push(make("p", {}, `The next card of this choice is due ${when(Math.min(...dues), now)}.`));
-      const links = new Map(weak.flatMap(({ card }) => [...card.node.querySelectorAll(".practice-links a[href*='#']")].slice(0, 1)
-        .map((a) => [a.getAttribute("href"), a.textContent])));
-      if (links.size) {
-        parts.push(make("p", {}, "Read again before they come back:"),
-          make("ul", {}, ...[...links].map(([href, text]) => make("li", {}, make("a", { href }, text)))));
-      }
+      parts.push(...readAgain(weak.map(({ card }) => card.node)));
       parts.push(make("div", { class: "practice-row" }, make("button", { type: "button", class: "practice-primary", "data-do": "again",
         onclick: () => { this.rebuild(true); this.stage().focus(); } }, "Look for cards again")));
       this.end.replaceChildren(...parts);
