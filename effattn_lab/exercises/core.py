@@ -23,10 +23,12 @@ class Case:
     Args:
         property: the property it tests, a key of `Exercise.properties`.
         kwargs: arguments by name, in the order of the signature; tensors, numbers, bools, strings or None.
+        secret: what only the judge of a `Trial` sees, such as the places where it will look.
     """
 
     property: str
     kwargs: Mapping[str, Value]
+    secret: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name, value in self.kwargs.items():

@@ -144,6 +144,7 @@ class Sitting:
         self.hints: dict[str, str] = {**exercise.properties, **COMMON}
         self.own_hint: dict[str, str] = {}
         self.gpu = False
+        self.begun = time.monotonic()
 
     def run(self) -> tuple[Status, str]:
         """(status, the student's own error or "")."""
@@ -169,7 +170,15 @@ class Sitting:
     def load(self, child: Child) -> dict[str, Any]:
         refuse = [n for n in self.exercise.from_scratch if n.startswith("torch.")]
         header = {"op": "load", "cells": self.cells, "function": self.item.function, "refuse": refuse}
-        return child.ask(header).header
+        return self.ask(child, header).header
+
+    def ask(self, child: Child, header: dict[str, Any], fd: int | None = None) -> wire.Frame:
+        """One request, within what is left of the exercise's time."""
+        limits = self.boxes.limits
+        left = self.begun + limits.exercise - time.monotonic()
+        if left <= 0:
+            raise Stopped(f"all calls together took more than {limits.exercise:g} s")
+        return child.ask(header, fd=fd, seconds=round(min(limits.wall, left), 1))
 
     def load_error(self, loaded: dict[str, Any]) -> str:
         errors = loaded.get("errors")
@@ -201,7 +210,7 @@ class Sitting:
         arguments = wire.Arguments.of(case.kwargs)
         try:
             header = {"op": "call", "arguments": arguments.header, "count": count, "gpu": self.gpu}
-            frame = child.ask(header, fd=arguments.fd)
+            frame = self.ask(child, header, arguments.fd)
             for name in arguments.changed():
                 said = f"the argument {name} was changed in place"
                 self.note(UNTOUCHED, Failure(UNTOUCHED, "inputs", said))
@@ -277,7 +286,7 @@ class Sitting:
         assert kernel is not None
         child = self.boxes.get().child()
         header = {"op": "kernel", "cells": self.cells, "kernel": kernel.name}
-        answer = child.ask({**header, "launcher": kernel.source(), "function": kernel.launcher}).header
+        answer = self.ask(child, {**header, "launcher": kernel.source(), "function": kernel.launcher}).header
         if answer.get("found") is True:
             return child, ""
         child.close()
@@ -300,7 +309,7 @@ class Sitting:
     def compiled(self, child: Child, case: Case, probe: Probe, gpu: str) -> str | None:
         arguments = wire.Arguments.of(case.kwargs)
         try:
-            job = child.ask({"op": "launches", "arguments": arguments.header}, fd=arguments.fd).header
+            job = self.ask(child, {"op": "launches", "arguments": arguments.header}, arguments.fd).header
         finally:
             arguments.close()
         if "text" not in job:
@@ -425,6 +434,17 @@ def compile_error(boxes: Boxes, name: str, job: dict[str, Any], gpu: str) -> str
     try:
         answer = json.loads(said)
     except ValueError:
-        raise NoBoundary("the compiler did not answer in its sandbox; is triton whole?") from None
-    _compiled[key] = None if "result" in answer else str(answer.get("error", "no reason given"))
+        answer = None
+    if not isinstance(answer, dict):
+        if job.get("text") == _EMPTY_KERNEL:
+            raise NoBoundary("the compiler did not answer in its sandbox; is triton whole?")
+        # A kernel can crash the compiler. Is it this one, or is there none that it takes?
+        empty = {"text": _EMPTY_KERNEL, "signature": {}, "constants": {}, "num_warps": 4}
+        compile_error(boxes, "empty", empty, gpu)
+        answer = {"error": "the compiler ended without an answer"}
+    # Its end holds the reason; the rest may be as long as a kernel.
+    _compiled[key] = None if "result" in answer else str(answer.get("error", "no reason given"))[-8000:]
     return _compiled[key]
+
+
+_EMPTY_KERNEL = "import triton\n\n\n@triton.jit\ndef empty():\n    return\n"

@@ -44,7 +44,8 @@ class Limits:
 
     Args:
         data: memory that one process may allocate beyond what it has at its start; address: address space, likewise.
-        cpu: CPU seconds of one process; wall: seconds until an answer to one call; start: until the sandbox is ready.
+        cpu: CPU seconds of one process; wall: seconds until an answer to one call; exercise: for all calls of one
+            exercise; start: until the sandbox is ready.
         file: largest file; files: open files; processes: of the whole sandbox.
         tree: memory of all processes together; scratch: size of /tmp; shared: size of /dev/shm.
     """
@@ -53,6 +54,7 @@ class Limits:
     address: int = 8192 * MB
     cpu: int = 60
     wall: float = 20.0
+    exercise: float = 240.0
     start: float = 120.0
     file: int = 64 * MB
     files: int = 256

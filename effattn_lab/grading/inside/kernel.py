@@ -49,7 +49,10 @@ def take_kernel(cells: list[tuple[int, str]], name: str) -> str:
             if used not in needed:
                 needed.append(used)
     for constant in sorted({c for n in needed for c in _names(functions[n]) if c in constants}):
-        lines.append(f"{constant} = _tl.constexpr({constants[constant]!r})")
+        # In quotes, for inf and nan are no names.
+        value = constants[constant]
+        text = f"float({str(value)!r})" if isinstance(value, float) else repr(value)
+        lines.append(f"{constant} = _tl.constexpr({text})")
     for wanted in reversed(needed):
         node = functions[wanted]
         node.decorator_list = []
@@ -101,8 +104,11 @@ def _literal(node: ast.expr | None) -> Any:
     if node is None:
         return None
     if isinstance(node, ast.Call) and ast.unparse(node.func) == "float" and len(node.args) == 1:
-        argument = _literal(node.args[0])
+        argument = getattr(node.args[0], "value", None)
         return float(argument) if argument in ("inf", "-inf", "nan") else None
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Call):
+        argument = _literal(node.operand)
+        return None if argument is None else -argument
     try:
         value = ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):

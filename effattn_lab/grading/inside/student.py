@@ -21,7 +21,7 @@ def serve(sock: socket.socket) -> None:
     operations = {"load": _load, "kernel": _kernel, "call": _call, "launches": _launches}
     while True:
         try:
-            frame = wire.receive(sock, max_fds=1)
+            frame = wire.receive(sock, max_fds=1, most=wire.REQUEST_BYTES)
         except wire.Broken:
             return
         try:
