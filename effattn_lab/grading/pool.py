@@ -9,9 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from effattn_lab.grading.model import StudentResult
-from effattn_lab.grading.store import commitment, student_seed
-from effattn_lab.grading.task import Done, Task, _none, grade, use_scratch
+from effattn_lab.grading.task import Done, Task, given_up, grade, use_scratch
 
 #: A submission whose grading ended the grader's own process this often is given up.
 TRIES = 3
@@ -55,26 +53,7 @@ def on_this_machine(tasks: Sequence[Task], jobs: int, scratch: Path) -> Iterator
         for student in broken:
             tries[student] += 1
             if tries[student] >= TRIES:
-                yield given_up(left.pop(student))
-
-
-def given_up(task: Task) -> Done:
-    """The result of a submission that cannot be graded; people have to look at it."""
-    submission, assignment = task.submission, task.assignment
-    why = "grading it ended the grader's own process; a person has to look at it"
-    exercises = tuple(e for plan in assignment.labs for e in _none(plan, why))
-    seed = student_seed(task.options.seed, submission.student, assignment.seed_per_student)
-    result = StudentResult(
-        submission.student,
-        submission.name,
-        submission.digest(),
-        exercises,
-        problems=(*submission.problems, why),
-        submitted=submission.submitted.isoformat() if submission.submitted else "",
-        sealed=commitment(seed),
-        ids=dict(submission.ids),
-    )
-    return Done(result, "")
+                yield given_up(left.pop(student), "grading it ended the grader's own process")
 
 
 def _start(scratch: Path) -> None:
