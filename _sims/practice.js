@@ -5,8 +5,7 @@
 
   const { fsrs, proposal, standing, order, stamp, readFile, writeFile, parseAnswer, judge, fill } = window.effattn.practice;
   const { KEYS, make, plural, readAgain, uuid, when, short } = window.effattn.practiceParts;
-  const AGAIN = 1, HARD = 2, GOOD = 3;
-  const DAY = 86_400_000;
+  const AGAIN = 1, HARD = 2, GOOD = 3, DAY = 86_400_000;
 
   class PracticeTrainer extends HTMLElement {
     connectedCallback() {
@@ -158,13 +157,13 @@
           option.textContent = `${option.dataset.name} (${here.filter((card) => !option.value || card[field] === option.value).length})`;
         });
       }
-      const place = this.card ? `Card ${this.at + 1} of ${this.queue.length}. ` : "";
-      this.line.textContent = `${place}${n.due} due, ${n.new} new, ${n.later} later.`;
+      this.line.textContent = `${this.card ? `Card ${this.at + 1} of ${this.queue.length}. ` : ""}${n.due} due, ${n.new} new, ${n.later} later.`;
       const act = (name) => this.querySelector(`[data-do="${name}"]`);
       act("previous").disabled = this.at < 1;
       act("next").disabled = !this.card;
       act("undo").hidden = !this.done.length;
-      this.alarm.textContent = this.store.warning();
+      const warning = this.store.warning();
+      if (this.alarm.textContent !== warning) this.alarm.textContent = warning; // unchanged, it is not to be read out again
     }
 
     /** Show the card at `at`, question side up, or the end. */
@@ -192,8 +191,7 @@
       if (this.done.length) parts.push(make("p", {}, `${plural(this.done.length, "card")} rated in this visit, ${weak.length} of them Again or Hard.`));
       else if (!this.queue.length) parts.push(make("p", {}, "Nothing of this choice is due or new. Choose All to practise ahead of time, or another topic."));
       if (dues.length) parts.push(make("p", {}, `The next card of this choice is due ${when(Math.min(...dues), now)}.`));
-      parts.push(...readAgain(weak.map(({ card }) => card.node)));
-      parts.push(make("div", { class: "practice-row" }, make("button", { type: "button", class: "practice-primary", "data-do": "again",
+      parts.push(...readAgain(weak.map(({ card }) => card.node)), make("div", { class: "practice-row" }, make("button", { type: "button", class: "practice-primary", "data-do": "again",
         onclick: () => { this.rebuild(true); this.stage().focus(); } }, "Look for cards again")));
       this.end.replaceChildren(...parts);
     }
