@@ -57,7 +57,8 @@ class Questions(SphinxDirective):
         return nodes.container("", heading, *content, classes=["interview-block", f"interview-{kind}"])
 
     def question(self, question: Question) -> nodes.Node:
-        self.env.note_dependency(str(question.file))
+        for file in (question.file, question.file.parent.parent / "quantities.yml"):
+            self.env.note_dependency(str(file))
         self.env.metadata[self.env.docname]["interview"] = True
         level = nodes.inline("", question.level, classes=["interview-level", f"interview-{question.level}"])
         item = fold("", self.summary(question.question, level, nodes.Text(" ")), ids=[question.anchor])

@@ -94,9 +94,9 @@ Before you hand in: restart, run everything from the top, save.
 {rows}
 | | | **together** | **{number(assignment.points)}** |
 
-Grading runs the cells that define things and every cell that you wrote or changed. Then it calls these functions,
-by these names and with the notebook's signatures, on **hidden inputs**.{seeds} They have other values than those of
-the self-checks in the notebook, and test the same properties. {credit}
+Grading takes these functions by name, with whatever they need from the notebook's other cells, and calls them, with
+the notebook's signatures, on **hidden inputs**.{seeds} They have other values than those of the self-checks in the
+notebook, and test the same properties. {credit}
 
 - **A printed self-check is not the grade.** `check(...)` is there for you; its output in the file is ignored. Leave
   those cells as they are: a changed one alters no points, but it is reported.
@@ -105,7 +105,7 @@ the self-checks in the notebook, and test the same properties. {credit}
 - You may import Python's standard library, NumPy, torch, triton and what the notebook itself imports. There is no
   network and no file of yours.
 - Each function has limited time and memory. It must work without a GPU.
-- Define helpers at the top level of a cell, above the cells that use them.
+- A helper is defined at the top level of a cell (`def`, `import`, `name = ...`), above the cells that use it.
 
 You will get a page that says for each exercise which properties hold, with a hint for those that do not. It shows
 no hidden input and no expected value.

@@ -8,11 +8,11 @@ import json
 import os
 import stat
 import statistics
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from effattn_lab._atomic import write_atomic
 from effattn_lab.grading.model import Assignment, StudentResult, source_digest
 from effattn_lab.grading.page import document
 from effattn_lab.grading.release import load_assignment
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"{plural(len(results), 'student')}; comparing their code ...", flush=True)
     text = page(assignment, results, load_sources(folder, results), threshold)
     path = folder / PAGE
-    _write(path, text)
+    write_atomic(path, text.encode())
     totals = [result.total for result in results]
     print(f"{path}: mean {number(round(statistics.fmean(totals), 2))} of {number(assignment.points)} points")
     return 0
@@ -315,21 +315,6 @@ def _text(path: Path, most: int) -> str:
     if len(data) > most:
         raise ValueError(f"{path.name}: expected at most {most} bytes")
     return data.decode("utf-8", "replace")
-
-
-def _write(path: Path, text: str) -> None:
-    """The file as a whole, or as it was."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with open(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 if __name__ == "__main__":

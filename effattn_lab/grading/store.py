@@ -23,27 +23,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from effattn_lab._atomic import write_atomic
 from effattn_lab.grading.model import Assignment, StudentResult
 
 
 class StoreError(ValueError):
     """The results folder cannot be used; the message says why and what to do."""
-
-
-def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
-    """Write a file so that at any moment it is either as before or complete, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(fd, "w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def commitment(seed: str) -> str:
@@ -116,7 +101,7 @@ class Store:
                     f"({earlier.title!r}); name a new folder"
                 )
         else:
-            write_atomically(path, json.dumps(self.assignment.to_json(), indent=1) + "\n")
+            write_atomic(path, (json.dumps(self.assignment.to_json(), indent=1) + "\n").encode())
 
     # ---- seeds -------------------------------------------------------------------------------------------
 
@@ -138,7 +123,7 @@ class Store:
         seed = given or secrets.token_hex(16)
         if seed not in seeds:
             text = json.dumps([*seeds, seed]) + "\n"
-            write_atomically(self.root / ".state" / "seeds.json", text, 0o600)
+            write_atomic(self.root / ".state" / "seeds.json", text.encode(), 0o600)
         return seed
 
     def told(self, seed: str) -> bool:
@@ -167,9 +152,9 @@ class Store:
 
     def add(self, result: StudentResult, source: str) -> None:
         """Keep a result. The sources come first: a result says that all of a student's files are there."""
-        write_atomically(self.root / "sources" / f"{result.student}.py", source)
+        write_atomic(self.root / "sources" / f"{result.student}.py", source.encode())
         text = json.dumps(result.to_json(), indent=1, ensure_ascii=True) + "\n"
-        write_atomically(self.root / "students" / f"{result.student}.json", text)
+        write_atomic(self.root / "students" / f"{result.student}.json", text.encode())
 
     def run(self) -> dict[str, Any]:
         """``run.json``, or an empty dictionary."""
@@ -177,7 +162,7 @@ class Store:
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
     def write(self, name: str, text: str) -> None:
-        write_atomically(self.root / name, text)
+        write_atomic(self.root / name, text.encode())
 
 
 @contextlib.contextmanager

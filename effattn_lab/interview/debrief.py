@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from effattn_lab.interview.atomic import write_atomic
+from effattn_lab._atomic import write_atomic
 from effattn_lab.interview.bank import LEVELS, Question
 from effattn_lab.interview.links import Book, heading, place
 from effattn_lab.interview.mock import Asked, Interview

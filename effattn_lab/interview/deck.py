@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from effattn_lab import __version__
-from effattn_lab.interview.atomic import write_atomic
+from effattn_lab._atomic import write_atomic
 from effattn_lab.interview.bank import LEVELS, BankError, Question, load, select, topics
 from effattn_lab.interview.links import Book, find_book
 from effattn_lab.interview.plain import plain

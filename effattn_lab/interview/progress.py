@@ -18,7 +18,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-from effattn_lab.interview.atomic import sync_folder, write_atomic
+from effattn_lab._atomic import sync_folder, write_atomic
 
 EXPORT_FORMAT, JOURNAL_FORMAT, VERSION = "effattn-practice", "effattn-practice-journal", 1
 JOURNAL = "practice.jsonl"

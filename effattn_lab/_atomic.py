@@ -8,11 +8,12 @@ import tempfile
 from pathlib import Path
 
 
-def write_atomic(path: Path | str, data: bytes) -> None:
+def write_atomic(path: Path | str, data: bytes, mode: int | None = None) -> None:
     """Write `data` to `path` so that a reader, or a kill at any moment, finds the old file or the new one.
 
     The bytes go to a temporary file in the same folder and reach the disk before its name is changed. A link is
-    followed: the file that it names is replaced, not the link.
+    followed: the file that it names is replaced, not the link. ``mode`` is the file's; by default that of the file
+    that is replaced, or of any new one.
 
     Raises:
         OSError: the folder is missing or not writable, the disk is full, or `path` is a folder. The old file is
@@ -27,7 +28,7 @@ def write_atomic(path: Path | str, data: bytes) -> None:
             view = memoryview(data)
             while view:  # a write may take fewer bytes than it was given
                 view = view[os.write(handle, view) :]
-            _like_an_ordinary_file(handle, target)
+            _set_mode(handle, target, mode)
             os.fsync(handle)
         finally:
             os.close(handle)
@@ -50,13 +51,15 @@ def sync_folder(folder: Path | str) -> None:
         os.close(handle)
 
 
-def _like_an_ordinary_file(handle: int, target: Path) -> None:
-    """Give the temporary file, private by default, the mode of the file that it replaces or of a new one."""
+def _set_mode(handle: int, target: Path, mode: int | None) -> None:
+    """The temporary file is private: give it the mode that was asked for, or that of an ordinary file."""
     if os.name != "posix":
         return
-    if target.exists():
+    if mode is not None:
+        os.fchmod(handle, mode)
+    elif target.exists():
         os.fchmod(handle, target.stat().st_mode & 0o777)
-        return
-    mask = os.umask(0)
-    os.umask(mask)
-    os.fchmod(handle, 0o666 & ~mask)
+    else:
+        mask = os.umask(0)
+        os.umask(mask)
+        os.fchmod(handle, 0o666 & ~mask)
