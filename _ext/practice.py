@@ -62,7 +62,8 @@ class Practice(Questions):
 
     def spoken(self, question: Question, title: str) -> nodes.Node:
         """A card to answer aloud."""
-        self.env.note_dependency(str(question.file))
+        for file in (question.file, question.file.parent.parent / "quantities.yml"):
+            self.env.note_dependency(str(file))
         rubric = box(
             "fieldset",
             box("legend", nodes.Text("What did a listener hear? Tick it, strictly")),
@@ -140,7 +141,7 @@ class Practice(Questions):
 
 def page_data() -> dict[str, Any]:
     """What the script gets: the terminal's scheduler, the units, the drills."""
-    settings = schedule._scheduler().to_dict()
+    settings = schedule.scheduler().to_dict()
     return {
         "fsrs": {
             "parameters": settings["parameters"],

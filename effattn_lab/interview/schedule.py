@@ -47,7 +47,7 @@ class Standing:
         import fsrs
 
         card = fsrs.Card(card_id=0, stability=self.stability, due=self.due, last_review=self.last)
-        return float(_scheduler().get_card_retrievability(card, now))
+        return float(scheduler().get_card_retrievability(card, now))
 
 
 def standings(reviews: Iterable[Review]) -> dict[str, Standing]:
@@ -60,12 +60,12 @@ def standings(reviews: Iterable[Review]) -> dict[str, Standing]:
     histories: dict[str, list[Review]] = {}
     for review in sorted(unique(reviews), key=lambda review: (review.reviewed_at, review.id)):
         histories.setdefault(review.question, []).append(review)
-    scheduler, found = _scheduler(), {}
+    found: dict[str, Standing] = {}
     for question, history in histories.items():
         # A card without an id waits a millisecond for one; its number is of no use here.
         card = fsrs.Card(card_id=0, due=history[0].reviewed_at)
         for review in history:
-            card, _ = scheduler.review_card(card, fsrs.Rating(review.rating), review.reviewed_at)
+            card, _ = scheduler().review_card(card, fsrs.Rating(review.rating), review.reviewed_at)
         last = history[-1]
         assert card.stability is not None
         assert card.difficulty is not None
@@ -81,7 +81,8 @@ def standings(reviews: Iterable[Review]) -> dict[str, Standing]:
 
 
 @functools.cache
-def _scheduler() -> Any:
+def scheduler() -> Any:
+    """The `fsrs.Scheduler` that the terminal and the practice page share: no steps of minutes, nothing random."""
     import fsrs
 
     return fsrs.Scheduler(
