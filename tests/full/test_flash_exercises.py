@@ -545,3 +545,22 @@ def test_each_kind_of_failure_is_told_in_full_once():
     report = check(MERGE, lambda *a: good(*a)[0]).report
     assert report.count("the function returned one Tensor") == 1
     assert report.index("Likely cause") < report.index("✗")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda s: torch.softmax(s, -1),
+        lambda s: s.softmax(-1),
+        lambda s: torch.nn.functional.softmax(s, dim=-1),
+        lambda s: torch.nn.Softmax(dim=-1)(s),
+        lambda s: torch.exp(s - torch.logsumexp(s, -1, keepdim=True)),
+    ],
+    ids=["torch", "method", "functional", "module", "logsumexp"],
+)
+def test_what_is_to_be_written_is_refused(call, capsys):
+    """Under every name that torch has for it, with a word that says why; and only inside a check."""
+    result = check("full/flash/safe_softmax", call)
+    assert not result
+    assert "does what this exercise asks you to write" in capsys.readouterr().out
+    call(torch.zeros(2, 3))

@@ -107,7 +107,7 @@ for dtype, scores in (
 # %% [markdown]
 # Multiplying numerator and denominator by $e^{-m}$ changes nothing, so we are free to choose $m$ for each row. Choose it
 # so that no exponent is above 0. One case needs care: a row whose scores are *all* $-\infty$ (a query that may see
-# nothing) should give zeros, not NaN.
+# nothing) should give zeros, not NaN. (`torch.softmax` and its relatives are refused: they are what you are writing.)
 
 
 # %%
