@@ -145,6 +145,50 @@ def request_time(model: ModelShape, gpu: GPU, prompt: int, output: int, batch: i
     return prefill + output * step(decodes=batch, context=prompt + output // 2) / batch
 
 
+def token_gap(model: ModelShape, gpu: GPU, prompt: int, output: int, batch: int, *, prefix: int = 0,
+              weight_itemsize: float = 2, cache_itemsize: float = 2) -> float:  # fmt: skip
+    """Mean seconds between two tokens of a user, when `batch` users decode and new prompts are prefilled in between.
+
+    ``batch * request_time / output``: one decode step, and the prefills of the ``batch / output`` requests that take
+    the place of those which end at this step. Little's law, with `batch` requests in flight for ``output`` gaps each.
+
+    Raises:
+        ValueError: as :func:`request_time`.
+    """
+    seconds = request_time(model, gpu, prompt, output, batch, prefix=prefix,
+                           weight_itemsize=weight_itemsize, cache_itemsize=cache_itemsize)  # fmt: skip
+    return batch * seconds / output
+
+
+def late_share(rate: float, service: float, limit: float) -> float:
+    """Share of jobs that aren't done `limit` seconds after their arrival: one at a time, `service` each, Poisson.
+
+    The queue M/D/1: with ``t = limit - service``, the wait is at most t with probability
+    ``(1 - rate * service) * sum over k <= t / service of (-x)^k e^x / k!``, where ``x = rate * (t - k * service)``
+    (Erlang 1909). The terms alternate and grow, so `limit` may be 20 services at most.
+
+    Args:
+        rate: arrivals a second; ``rate * service`` below 1.
+
+    Raises:
+        ValueError: a number not above 0, no steady state, or a limit beyond 20 services.
+    """
+    for name, value in (("rate", rate), ("service", service), ("limit", limit)):
+        _check_positive(name, value)
+    if rate * service >= 1:
+        raise ValueError(
+            f"rate: expected below 1 / service ({1 / service:g}), got {rate!r}: the queue never ends"
+        )
+    if limit > 20 * service:
+        raise ValueError(f"limit: expected at most 20 services ({20 * service:g}), got {limit!r}")
+    if limit < service:
+        return 1.0
+    waits = [rate * (limit - (k + 1) * service) for k in range(int(limit // service))]
+    return 1 - (1 - rate * service) * math.fsum(
+        (-x) ** k * math.exp(x) / math.factorial(k) for k, x in enumerate(waits)
+    )
+
+
 def arrival_rate(requests_a_day: float, peak_factor: float = 1.0) -> float:
     """Requests a second: the mean over the day times `peak_factor` (the busiest hour over the mean)."""
     _check_positive("requests_a_day", requests_a_day)

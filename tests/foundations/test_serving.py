@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 
 from effattn_lab.foundations import serving as sv
@@ -57,6 +60,39 @@ def test_request_time_by_hand():
     assert sv.request_time(LLAMA, H100, 1000, 100, 8) == pytest.approx(prefill + 100 * decode / 8)
     rest = sv.step_time(LLAMA, H100, chunk=200, cached=800)
     assert sv.request_time(LLAMA, H100, 1000, 100, 8, prefix=800) == pytest.approx(rest + 100 * decode / 8)
+
+
+def test_token_gap_is_a_step_and_the_prefills_between_two_steps():
+    step = sv.step_time(LLAMA, A100, decodes=64, context=1125)
+    prefill = sv.step_time(LLAMA, A100, chunk=1000)
+    assert sv.token_gap(LLAMA, A100, 1000, 250, 64) == pytest.approx(step + 64 / 250 * prefill)
+    # Little's law: requests in flight = rate * time in flight
+    rate = 1 / sv.request_time(LLAMA, A100, 1000, 250, 64)
+    assert rate * 250 * sv.token_gap(LLAMA, A100, 1000, 250, 64) == pytest.approx(64)
+
+
+def test_late_share_by_simulation():
+    """Lindley's recursion: a newcomer waits as long as the one before, plus its service, less the time between."""
+    rate, service = 2.0, 0.3
+    gaps = np.random.default_rng(0).exponential(1 / rate, 400_000)
+    wait, waits = 0.0, []
+    for gap in gaps:
+        wait = max(0.0, wait + service - gap)
+        waits.append(wait)
+    done = service + np.array(waits)
+    for limit in (0.3, 0.4, 0.7, 1.0, 2.0):
+        assert sv.late_share(rate, service, limit) == pytest.approx(
+            float((done > limit + 1e-9).mean()), abs=0.005
+        )
+
+
+def test_late_share_by_hand():
+    assert sv.late_share(2, 0.3, 0.3) == pytest.approx(0.6)  # who finds the server busy waits
+    assert sv.late_share(2, 0.3, 0.29) == 1
+    assert sv.late_share(2, 0.3, 0.5) == pytest.approx(1 - 0.4 * math.exp(0.4))
+    shares = [sv.late_share(3, 0.3, 0.3 * n) for n in range(1, 21)]
+    assert shares == sorted(shares, reverse=True)
+    assert 0 < shares[-1] < 0.05
 
 
 def test_derate():
@@ -160,6 +196,10 @@ def test_training_flops_are_six_a_weight_for_short_sequences():
         (lambda: sv.prefill_time(LLAMA, H100, 10, chunk=0), "chunk: expected"),
         (lambda: sv.request_time(LLAMA, H100, 10, 0, 1), "output: expected"),
         (lambda: sv.request_time(LLAMA, H100, 10, 1, 1, prefix=10), r"prefix: .* below the prompt \(10\), got 10"),
+        (lambda: sv.token_gap(LLAMA, H100, 10, 0, 1), "output: expected"),
+        (lambda: sv.late_share(4, 0.3, 1), "rate: expected below 1 / service"),
+        (lambda: sv.late_share(1, 0.3, 7), r"limit: expected at most 20 services \(6\), got 7"),
+        (lambda: sv.late_share(1, -1, 7), "service: expected a number above 0"),
         (lambda: sv.arrival_rate(0), "requests_a_day: expected a number above 0, got 0"),
         (lambda: sv.arrival_rate(1, peak_factor=float("inf")), "peak_factor: expected"),
         (lambda: sv.gpus_needed(1, 1, utilisation=1.2), "utilisation: expected a share"),
