@@ -178,7 +178,12 @@ class Sitting:
         left = self.begun + limits.exercise - time.monotonic()
         if left <= 0:
             raise Stopped(f"all calls together took more than {limits.exercise:g} s")
-        return child.ask(header, fd=fd, seconds=round(min(limits.wall, left), 1))
+        try:
+            return child.ask(header, fd=fd, seconds=min(limits.wall, left))
+        except Stopped:
+            if self.begun + limits.exercise <= time.monotonic():
+                raise Stopped(f"all calls together took more than {limits.exercise:g} s") from None
+            raise
 
     def load_error(self, loaded: dict[str, Any]) -> str:
         errors = loaded.get("errors")

@@ -21,7 +21,8 @@ _CALLS: dict[str, tuple[int, dict[str, int]]] = {
         "add_key": 248, "request_key": 249, "keyctl": 250, "unshare": 272, "move_pages": 279, "vmsplice": 278,
         "perf_event_open": 298, "name_to_handle_at": 303, "open_by_handle_at": 304, "setns": 308,
         "process_vm_readv": 310, "process_vm_writev": 311, "kcmp": 312, "finit_module": 313, "memfd_create": 319,
-        "kexec_file_load": 320, "bpf": 321, "userfaultfd": 323,
+        "kexec_file_load": 320, "bpf": 321, "userfaultfd": 323, "setxattr": 188, "lsetxattr": 189,
+        "fsetxattr": 190, "removexattr": 197, "lremovexattr": 198, "fremovexattr": 199,
     }),
     "aarch64": (0xC00000B7, {
         "lookup_dcookie": 18, "umount2": 39, "mount": 40, "pivot_root": 41, "chroot": 51, "quotactl": 60,
@@ -32,16 +33,21 @@ _CALLS: dict[str, tuple[int, dict[str, int]]] = {
         "swapon": 224, "swapoff": 225, "move_pages": 239, "perf_event_open": 241, "name_to_handle_at": 264,
         "open_by_handle_at": 265, "setns": 268, "process_vm_readv": 270, "process_vm_writev": 271, "kcmp": 272,
         "finit_module": 273, "memfd_create": 279, "bpf": 280, "userfaultfd": 282, "kexec_file_load": 294,
+        "setxattr": 5, "lsetxattr": 6, "fsetxattr": 7, "removexattr": 14, "lremovexattr": 15, "fremovexattr": 16,
     }),
 }  # fmt: skip
 #: Calls younger than 2019 have one number everywhere: io_uring, the mount calls by descriptor, memory and handles of
-#: other processes, memory files that even the kernel does not see.
-_EVERYWHERE = (425, 426, 427, 428, 429, 430, 431, 432, 433, 438, 440, 442, 443, 447)
+#: other processes, memory files that even the kernel does not see, modes and attributes of files.
+_EVERYWHERE = (425, 426, 427, 428, 429, 430, 431, 432, 433, 438, 440, 442, 443, 447, 452, 463, 466)
+#: Done by no one and said to be done. Where the grader is root, this machine's devices belong to who is inside, and
+#: their modes could be changed; much honest code sets the mode of a file that it made.
+_PRETENDED = {"x86_64": (90, 91, 92, 93, 94, 260, 268), "aarch64": (52, 53, 54, 55)}  # chmod, chown and kin
 _MMAP = {"x86_64": 9, "aarch64": 222}
+_PRLIMIT = {"x86_64": 302, "aarch64": 261}
 
 _LOAD, _EQUAL, _AT_LEAST, _AND, _RETURN = 0x20, 0x15, 0x35, 0x54, 0x06
-_NUMBER, _MACHINE, _FLAGS = 0, 4, 16 + 3 * 8  # offsets in the data that a filter sees
-_ALLOW, _REFUSE = 0x7FFF0000, 0x00050000 | 1  # EPERM
+_NUMBER, _MACHINE, _FIRST, _FOURTH = 0, 4, 16, 16 + 3 * 8  # offsets in the data that a filter sees
+_ALLOW, _PRETEND, _REFUSE = 0x7FFF0000, 0x00050000, 0x00050000 | 1  # EPERM
 _SHARED, _ANONYMOUS = 0x01, 0x20
 _X32 = 0x40000000  # the other numbering of calls on x86-64
 
@@ -63,13 +69,19 @@ def program(shared_memory: bool = False) -> bytes:
         (_LOAD, 0, 0, _MACHINE), (_EQUAL, 1, 0, number), (_RETURN, 0, 0, _REFUSE), (_LOAD, 0, 0, _NUMBER),
         (_AT_LEAST, 0, 1, _X32), (_RETURN, 0, 0, _REFUSE),
     ]  # fmt: skip
+    for call in _PRETENDED[machine]:
+        code += [(_EQUAL, 0, 1, call), (_RETURN, 0, 0, _PRETEND)]
     for call in (*sorted(calls.values()), *_EVERYWHERE):
         code += [(_EQUAL, 0, 1, call), (_RETURN, 0, 0, _REFUSE)]
     if not shared_memory:
         both = _SHARED | _ANONYMOUS
         code += [
-            (_EQUAL, 0, 4, _MMAP[machine]), (_LOAD, 0, 0, _FLAGS), (_AND, 0, 0, both),
+            (_EQUAL, 0, 4, _MMAP[machine]), (_LOAD, 0, 0, _FOURTH), (_AND, 0, 0, both),
             (_EQUAL, 0, 1, both), (_RETURN, 0, 0, _REFUSE),
         ]  # fmt: skip
-    code.append((_RETURN, 0, 0, _ALLOW))
+    # A process sets its own limits only. The number of the call was overwritten above at most by flags.
+    code += [
+        (_LOAD, 0, 0, _NUMBER), (_EQUAL, 0, 3, _PRLIMIT[machine]), (_LOAD, 0, 0, _FIRST),
+        (_EQUAL, 1, 0, 0), (_RETURN, 0, 0, _REFUSE), (_RETURN, 0, 0, _ALLOW),
+    ]  # fmt: skip
     return b"".join(struct.pack("<HBBI", *step) for step in code)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import json
 import os
@@ -34,13 +33,11 @@ def limit(limits: dict[str, int]) -> None:
 
 
 def harden() -> None:
-    """For a process that shares a sandbox with a student's: closed to it, and the first to go when memory is short.
+    """For a process that shares a sandbox with a student's: closed to it.
 
     Children inherit it until they start another program: processes of one sandbox cannot trace each other, nor read
     each other's memory, environment and files.
     """
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     # The folder where a program starts is one where students write; Python before 3.11 looks for modules there.
     sys.path[:] = [p for p in sys.path if p not in ("", ".", os.getcwd())]
