@@ -191,7 +191,7 @@
       if (other) return no(true, `That is right in ${other}, and ${drill.unit} was asked for. Put the unit behind the number, or convert it.`);
     }
     const ratio = answer.value / instance.a, power = Math.round(Math.log10(ratio));
-    if (power && near(answer.value, 10 ** power * instance.a)) return no(true, `The digits are right, the power of ten is not: you are ${ratio > 1 ? "above" : "below"} it.`);
+    if (power && Number.isFinite(power) && near(answer.value, 10 ** power * instance.a)) return no(true, `The digits are right, the power of ten is not: you are ${ratio > 1 ? "above" : "below"} it.`);
     return no(false, ratio > 1 ? "Not that. It is less." : "Not that. It is more.");
   }
 

@@ -245,7 +245,8 @@ def test_judging_every_instance(rules):
             slips: instance.w.map(([index, value]) => [index, of(value)]),
             mixed: drill.mixed.map(([factor]) => of(instance.a * factor)),
             bare: drill.dimension === "bytes" ? of(instance.a * size, instance.a).say : "in B,",
-            noise: of(instance.a * 1.37), minus: of(-instance.a) }; })"""
+            noise: of(instance.a * 1.37), minus: of(-instance.a),
+            zero: of(0, 0), endless: of(Infinity, Infinity) }; })"""
     for drill in numeric.page_data(count=12):
         for instance, got in zip(drill["instances"], rules.evaluate(judge, [drill, UNITS])):
             assert got["right"] == [True] * 3
@@ -256,6 +257,8 @@ def test_judging_every_instance(rules):
             assert "in B," in got["bare"]
             assert got["minus"]["right"] is False
             assert got["noise"]["right"] is False
+            assert got["zero"]["say"] == "Not that. It is more.", "nought has no digits to be right"
+            assert got["endless"]["say"] == "Not that. It is less."
 
 
 # ---- the page ----
