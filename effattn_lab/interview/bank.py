@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +209,10 @@ def select(
         known = topics(questions)
         parts = {name.split("/")[0] for name in known}
         if topic not in known and topic not in parts:
-            raise ValueError(f"topic: expected one of {', '.join([*sorted(parts), *known])}, got {topic!r}")
+            names = [*sorted(parts), *known]
+            near = get_close_matches(topic, names, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"topic: expected one of {', '.join(names)}, got {topic!r}{hint}")
         questions = [q for q in questions if q.topic == topic or q.topic.startswith(topic + "/")]
     return [q for q in questions if level is None or q.level == level]
 

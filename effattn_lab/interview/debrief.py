@@ -99,10 +99,15 @@ def _levels(asked: Sequence[Asked]) -> list[str]:
     text = (
         "By level: " + ", ".join(f"{level} {shares[level][0]} of {shares[level][1]}" for level in known) + "."
     )
-    held = [level for level in known if shares[level][0] >= HELD * shares[level][1]]
+    least = f"{100 * HELD:.0f} %"
+    short = [level for level in known if shares[level][0] < HELD * shares[level][1]]
+    if len(short) == len(known):
+        return [text, f"No level reached {least} of its points."]
+    # A level counts only with those below it: a few lucky points at the top are no foundation.
+    held = known[: known.index(short[0])] if short else known
     if not held:
-        return [text, f"No level reached {100 * HELD:.0f} % of its points."]
-    return [text, f"The highest level with at least {100 * HELD:.0f} % of its points: {held[-1]}."]
+        return [text, f"Less than {least} of the points at {short[0]} level already: begin there."]
+    return [text, f"At least {least} of the points at every level up to {held[-1]}."]
 
 
 def _topics(asked: Sequence[Asked]) -> list[str]:
@@ -159,6 +164,8 @@ def _question(number: int, asked: Asked, book: Book) -> list[str]:
         points = [p for p, had in zip(question.key_points, review.points, strict=True) if had == wanted]
         if points:
             parts += [f"**{label}**", "\n".join(f"- {point}" for point in points)]
+    if answered.missed:
+        parts.append(f"*A strong answer:* {question.strong_answer}")
     for follow_up, reply in zip(question.follow_ups, answered.replies, strict=False):
         parts.append(f"**Follow-up:** {follow_up.ask}")
         if reply:

@@ -225,9 +225,10 @@ def _one(
         _clock(screen, state, watch.total, item)
     screen.say("\nThe clock stands still. How was it?")
     reveal(screen, question, answer)
-    for follow_up, reply in zip(question.follow_ups, replies, strict=False):
+    for count, (follow_up, reply) in enumerate(zip(question.follow_ups, replies, strict=False), start=1):
         text = f"{prose(follow_up.ask)}\n\n{prose(follow_up.answer)}"
-        beside(screen, reply, ("Follow-up, and an answer", text, "blue"))
+        ours = (f"Follow-up {count}, and an answer", text, "blue")
+        beside(screen, reply, ours, f"Your answer to follow-up {count}")
     points, rating = judge(screen, question)
     review = Review.new(question.id, rating, screen.clock.now(), points, watch.total)
     record(review)
@@ -245,4 +246,5 @@ def _timed_answer(screen: Screen, state: Interview, watch: Stopwatch) -> str:
 
 def _clock(screen: Screen, state: Interview, used: float, item: Planned) -> None:
     left = f"{minutes(state.left)} of {state.minutes:g}:00 left" if state.left > 0 else "Time is up"
-    screen.say(f"[{left} · this question {minutes(used)} of {minutes(item.seconds)}]", dim=True)
+    follow = ", follow-ups included" if used == 0 and item.question.follow_ups else ""
+    screen.say(f"[{left} · this question {minutes(used)} of {minutes(item.seconds)}{follow}]", dim=True)

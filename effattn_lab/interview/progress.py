@@ -11,6 +11,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -238,16 +239,31 @@ def export_reviews(path: Path | str, reviews: Iterable[Review]) -> int:
     Reviews are sorted by time and id, so equal histories give equal files.
 
     Raises:
-        ProgressError: it can't be written; an older file stays as it was.
+        ProgressError: it can't be written, or a file of another kind has this name; what was there stays as it was.
     """
     chosen = sorted(unique(reviews), key=lambda review: (review.reviewed_at, review.id))
     head = json.dumps({"format": EXPORT_FORMAT, "version": VERSION})[:-1]
     lines = ",\n".join(json.dumps(review.to_json()) for review in chosen)
+    if not _replaceable(Path(path)):
+        raise ProgressError(f"{path}: is there already and no exported progress; choose another name")
     try:
         write_atomic(path, f'{head}, "reviews": [\n{lines}\n]}}\n'.encode())
     except OSError as error:
         raise ProgressError(f"{path}: cannot be written: {error.strerror or error}") from None
     return len(chosen)
+
+
+def _replaceable(path: Path) -> bool:
+    """Whether an export may take this name: nothing is lost that is not progress, exported earlier."""
+    if not path.is_file():
+        return True  # nothing there, or writing will say what is wrong
+    try:
+        with path.open("rb") as file:
+            start = file.read(200)
+    except OSError:
+        return True
+    exported = rb'\s*\{\s*"format"\s*:\s*"%b"' % EXPORT_FORMAT.encode()
+    return not start.strip() or re.match(exported, start) is not None
 
 
 def import_reviews(path: Path | str) -> list[Review]:

@@ -55,10 +55,10 @@ def reveal(screen: Screen, question: Question, answer: str) -> None:
     beside(screen, answer, ("Strong answer", prose(question.strong_answer), "green"))
 
 
-def beside(screen: Screen, answer: str, ours: tuple[str, str, str]) -> None:
+def beside(screen: Screen, answer: str, ours: tuple[str, str, str], title: str = "Your answer") -> None:
     """Show what the learner typed, if anything, next to `ours` (title, text, colour)."""
     if answer:
-        screen.show_beside(("Your answer", answer, "yellow"), ours)
+        screen.show_beside((title, answer, "yellow"), ours)
     else:
         screen.show(*ours)
 

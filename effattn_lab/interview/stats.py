@@ -24,9 +24,10 @@ def show_stats(
     chosen = {question.id for question in questions}
     mine = [review for review in reviews if review.question in chosen]
     now = screen.clock.now()
-    hours = sum(review.seconds for review in mine) / 3600
+    seconds = sum(review.seconds for review in mine)
+    spent = f"{seconds / 3600:.1f} hours" if seconds >= 3600 else counted(round(seconds / 60), "minute")
     # Not through the screen, which would break a long path in two.
-    print(f"{counted(len(mine), 'review')}, {hours:.1f} hours, kept in {path}")
+    print(f"{counted(len(mine), 'review')}, {spent}, kept in {path}")
     rows = []
     for topic, title in topics(questions).items():
         group = [question for question in questions if question.topic == topic]

@@ -16,9 +16,10 @@ import pytest
 from effattn_lab.interview import FollowUp, Question, load, quiz, terminal
 from effattn_lab.interview.debrief import debrief, overall, save
 from effattn_lab.interview.links import Book, find_book
-from effattn_lab.interview.mock import CASE, interview, needs, plan, planned_seconds
+from effattn_lab.interview.mock import CASE, Asked, Interview, interview, needs, plan, planned_seconds
 from effattn_lab.interview.progress import Journal, Review
 from effattn_lab.interview.schedule import standings
+from effattn_lab.interview.session import Answered
 
 START = datetime(2026, 11, 28, 10, tzinfo=timezone.utc)
 
@@ -149,7 +150,7 @@ def test_the_clock_runs_while_answering_only(monkeypatch, capsys):
     assert state.used == 10 * 60  # an answer and a follow-up each, 60 s apiece; judging took 40 minutes
     assert [asked.used for asked in state.asked] == [120] * 5
     assert [one.seconds for one in reviews] == [120] * 5
-    assert "[12:00 of 12:00 left · this question 0:00 of 3:00]" in out
+    assert "[12:00 of 12:00 left · this question 0:00 of 3:00, follow-ups included]" in out
     assert "[11:00 of 12:00 left · this question 1:00 of 3:00]" in out
     assert "[10:00 of 12:00 left · this question 2:00 of 3:00]" in out
     assert "4:00 left: 1 more question." in out  # quicker than planned
@@ -208,6 +209,7 @@ def test_the_debrief(monkeypatch, tmp_path):
         section = text.split(f"## {number}. ")[1].split("\n## ")[0]
         for piece in (q.question, q.red_flag, *q.key_points, q.follow_ups[0].ask, q.follow_ups[0].answer):
             assert piece in section
+        assert f"*A strong answer:* {q.strong_answer}" in section
         assert "Planned 3:00, used 2:00 (1:00 under). Follow-ups asked: 1 of 1. Rated Again." in section
         assert f"https://example.org/book/chapters/{q.chapter}.html#{q.section}" in section
         assert "**Missed**" in section
@@ -235,7 +237,7 @@ def test_the_overall_paragraph_follows_from_the_numbers(monkeypatch):
     state = hold(learner, pool, minutes=15)
     assert overall(state) == (
         "You answered 2 of 2 questions and made 4 of 6 points (67 %), in 4:00 of 15:00. "
-        "By level: junior 3 of 3, senior 1 of 3. The highest level with at least 70 % of its points: junior. "
+        "By level: junior 3 of 3, senior 1 of 3. At least 70 % of the points at every level up to junior. "
         "Weakest topic: b, 1 of 3. "
         "1 answer took less than half of the planned time and missed points: there was time to name the cost and "
         "the case where it fails."
@@ -243,6 +245,35 @@ def test_the_overall_paragraph_follows_from_the_numbers(monkeypatch):
     text = debrief(state, START, Book())
     assert "Read again: b, `chapters/full/b.md#sec-full`" in text  # no address known: no broken link
     assert text.count("full/a.md") == 0  # everything said, nothing to read
+    assert "All about a." not in text
+    assert "All about b." in text
+
+
+@pytest.mark.parametrize(
+    ("points", "says"),
+    [
+        (
+            {"junior": "yyy", "mid": "yyy", "senior": "yyy"},
+            "At least 70 % of the points at every level up to senior.",
+        ),
+        (
+            {"junior": "yyy", "mid": "yyn", "senior": "yyy"},
+            "At least 70 % of the points at every level up to junior.",
+        ),
+        (
+            {"junior": "yyn", "senior": "yyy"},
+            "Less than 70 % of the points at junior level already: begin there.",
+        ),
+        ({"mid": "yyn"}, "No level reached 70 % of its points."),
+    ],
+)
+def test_a_level_counts_with_those_below_it(points, says):
+    asked = []
+    for level, said in points.items():
+        q = question(level, level)
+        review = Review.new(q.id, 3, START, [letter == "y" for letter in said], 60)
+        asked.append(Asked(Answered(q, "", review, ("",)), 180, 180))
+    assert says in overall(Interview(15, asked=asked))
 
 
 def test_book_addresses():

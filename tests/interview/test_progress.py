@@ -225,6 +225,17 @@ def test_export_does_not_harm_what_it_cannot_replace(tmp_path):
     with pytest.raises(ProgressError, match="cannot be written: No such file"):
         export_reviews(tmp_path / "no" / "x.json", [review()])
     assert list(tmp_path.iterdir()) == []
+    journal = Journal(tmp_path / "practice.jsonl")
+    journal.append(review())
+    (tmp_path / "notes.md").write_text("# mine")
+    for name in ("notes.md", "practice.jsonl"):
+        before = (tmp_path / name).read_bytes()
+        with pytest.raises(ProgressError, match="is there already and no exported progress"):
+            export_reviews(tmp_path / name, [review()])
+        assert (tmp_path / name).read_bytes() == before
+    (tmp_path / "empty.json").write_text("")
+    for name in ("empty.json", "empty.json", "new.json"):  # an earlier export is replaced
+        assert export_reviews(tmp_path / name, [review()]) == 1
 
 
 # ---- the schedule --------------------------------------------------------------------------------------------

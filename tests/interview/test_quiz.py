@@ -234,6 +234,8 @@ def test_export_and_import(tmp_path, data):
     ("options", "message"),
     [
         (("--topic", "linear/mamba"), "--topic: expected one of foundations, full"),
+        (("--topic", "full/flsh"), "got 'full/flsh'; did you mean full/flash?"),
+        (("--topic", "flash"), "got 'flash'; did you mean full/flash?"),
         (("--level", "guru"), "--level"),
         (("--count", "0"), "--count: expected at least 1, got 0"),
         (("--count", "many"), "--count"),
