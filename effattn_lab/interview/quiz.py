@@ -28,6 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--topic", metavar="TOPIC", help="a mechanism (full/flash) or a part (full); default: all")
     add("--level", choices=LEVELS, help="only questions of this level")
     add(
+        "--kind",
+        choices=("question", "case"),
+        help="only questions, or only system-design cases (20 minutes or more)",
+    )
+    add(
         "--count",
         type=int,
         metavar="N",
@@ -64,6 +69,9 @@ def run(args: argparse.Namespace, clock: Clock | None = None) -> int:
         if not questions:
             known = ", ".join(topics(bank))
             raise ValueError(f"level: no question of level {args.level} in {args.topic}; topics: {known}")
+        questions = [q for q in questions if args.kind in (None, q.kind)]
+        if not questions:
+            raise ValueError(f"kind: no {args.kind} in this choice of topic and level")
     except BankError as error:
         return _fail(str(error))
     except ValueError as error:

@@ -189,6 +189,14 @@ def test_due_questions_come_first_and_alone_with_due(monkeypatch, capsys):
     assert "ahead of time" in flat(capsys.readouterr().out)
 
 
+def test_kind():
+    for kind in ("question", "case"):
+        done = piped("", "--list", "--kind", kind)
+        assert [line.split("\t")[0] for line in done.stdout.splitlines()] == [
+            q.id for q in BANK if q.kind == kind
+        ]
+
+
 def test_list():
     done = piped("", "--list", "--topic", "full/flash")
     lines = done.stdout.splitlines()
@@ -237,6 +245,8 @@ def test_export_and_import(tmp_path, data):
         (("--topic", "full/flsh"), "got 'full/flsh'; did you mean full/flash?"),
         (("--topic", "flash"), "got 'flash'; did you mean full/flash?"),
         (("--level", "guru"), "--level"),
+        (("--kind", "riddle"), "--kind"),
+        (("--kind", "case", "--topic", "full"), "--kind: no case in this choice of topic and level"),
         (("--count", "0"), "--count: expected at least 1, got 0"),
         (("--count", "many"), "--count"),
         (("--mock", "2"), "--mock: expected 5 to 240 minutes, got 2"),
