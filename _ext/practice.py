@@ -119,7 +119,7 @@ class Practice(Questions):
             ),
             classes="practice-card",
             hidden="",
-            tabindex="-1",
+            tabindex="0",
             data_topic=item.topic,
             data_title=title,
             data_level=item.level,

@@ -498,6 +498,15 @@ def test_a_numeric_drill(trainer):
 
 
 @pytest.mark.slow
+def test_tab_leads_to_the_card_and_space_shows_the_answer(trainer):
+    t = trainer.enter()
+    t.press(*["Tab"] * 4)
+    assert t.focus == "practice-card"
+    t.press("Space")
+    assert t.focus == "practice-answer"
+
+
+@pytest.mark.slow
 def test_keys_help_undo_and_the_end(trainer):
     t = trainer
     t.choose(topic="FlashAttention", level="staff", kind="Questions")
