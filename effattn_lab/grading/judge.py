@@ -150,6 +150,7 @@ class Sitting:
         """(status, the student's own error or "")."""
         self.gpu = bool(self.boxes.devices) and self.exercise.kernel is not None
         child = self.boxes.get(self.gpu).child()
+        self.begun = time.monotonic()
         try:
             loaded = self.load(child)
             if loaded.get("found") is not True:

@@ -64,6 +64,7 @@ def _start(scratch: Path) -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _environment()
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(scratch / "inductor")  # torch makes it, used or not
     use_scratch(scratch)
 
 
