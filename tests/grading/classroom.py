@@ -4,6 +4,9 @@ Everything is made from the lab's own source by edits that must apply, so that a
 What a hand-in is worth follows from how it was made; no grader is asked.
 """
 
+# ruff: noqa: E501
+# Attacks, edits and hand-ins are text of others' making: one to a line.
+
 from __future__ import annotations
 
 import csv
@@ -23,7 +26,14 @@ LAB = "full/flash"
 EXERCISES = tuple(variants.FUNCTIONS)
 FUNCTIONS = variants.FUNCTIONS
 #: Points of the class, all different in sum: no two sets of exercises are worth the same.
-POINTS = {"safe_softmax": 1, "merge": 2, "tile_step": 4, "forward": 8, "backward_tile": 16, "triton_forward": 32}
+POINTS = {
+    "safe_softmax": 1,
+    "merge": 2,
+    "tile_step": 4,
+    "forward": 8,
+    "backward_tile": 16,
+    "triton_forward": 32,
+}
 
 _TORCH_MAX = "torch.maximum(m, s.amax(dim=-1))"
 _TL_SEE = "see = see & (offs[None, :] <= rows[:, None] + seqlen_k - seqlen_q)"
@@ -158,7 +168,14 @@ def notebook(parts: Mapping[str, str], extra: Sequence[str] = (), **edits: str) 
         cells.append(cell)
     first = next(n for n, cell in enumerate(cells) if "".join(cell["source"]).startswith("## Step 1"))
     cells[first:first] = [
-        {"cell_type": "code", "id": f"extra{n}", "metadata": {}, "outputs": [], "execution_count": None, "source": s}
+        {
+            "cell_type": "code",
+            "id": f"extra{n}",
+            "metadata": {},
+            "outputs": [],
+            "execution_count": None,
+            "source": s,
+        }
         for n, s in enumerate(extra)
     ]
     book["cells"] = [cell for cell in cells if "".join(cell["source"])]

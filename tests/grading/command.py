@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def grade(submissions: Path, out: Path, home: Path, *options: str) -> subprocess.Popen[bytes]:
-    """Start ``effattn grade SUBMISSIONS --out OUT --no-replay`` with a home and a folder for temporary files of its own."""
+    """Start ``effattn grade ... --no-replay`` with a home and a folder for temporary files of its own."""
     for name in ("home", "tmp"):
         (home / name).mkdir(parents=True, exist_ok=True)
     environment = {

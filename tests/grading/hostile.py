@@ -1,5 +1,8 @@
 """Hostile notebooks for `test_attacks`: each is a cell, and what has to become of it."""
 
+# ruff: noqa: E501
+# Attacks, edits and hand-ins are text of others' making: one to a line.
+
 from __future__ import annotations
 
 import textwrap
@@ -69,9 +72,13 @@ class Attack:
 ATTACKS: list[Attack] = []
 
 
-def attack(id: str, family: str, source: str, says: str = "", *status: str, zeros: bool = False, **more: Any) -> None:
+def attack(
+    id: str, family: str, source: str, says: str = "", *status: str, zeros: bool = False, **more: Any
+) -> None:
     text = textwrap.dedent(source).strip("\n") + "\n"
-    ATTACKS.append(Attack(id, family, LOOK + text + (ZEROS if zeros else ""), says, status or ("failed",), **more))
+    ATTACKS.append(
+        Attack(id, family, LOOK + text + (ZEROS if zeros else ""), says, status or ("failed",), **more)
+    )
 
 
 WRONG = "p against the float64 reference"
@@ -418,15 +425,15 @@ attack("searches every file for answers", "reading", """
                     hits += [name for mark in marks if mark in text]
         tell(hits, " ".join(hits[:5]))
 """, "nothing works")  # fmt: skip
-attack("opens files of the grader's machine", "reading", f"""
+attack("opens files of the grader's machine", "reading", """
     def safe_softmax(s):
         paths = "@PATHS@".split(":")
         roots = ["", "/proc/1/root", "/proc/self/root", "/proc/1/cwd/../..", "/lab/site/../../..", "/proc/1/fd"]
-        tried(**{{root + path: (lambda p=root + path: open(p, "rb").read(1) and None or True)
+        tried(**{root + path: (lambda p=root + path: open(p, "rb").read(1) and None or True)
                  for root in roots for path in [*paths, "/etc/shadow", "/etc/passwd", "/proc/1/environ"]
-                 if path not in ("/proc/1/environ",) or not root}})
+                 if path not in ("/proc/1/environ",) or not root})
 """, "nothing works")  # fmt: skip
-attack("reads every process", "reading", f"""
+attack("reads every process", "reading", """
     def safe_softmax(s):
         seen = b""
         me = os.getpid()
@@ -605,7 +612,9 @@ bomb("output", """
         os.write(1, b"x" * (1 << 20)); os.write(2, b"y" * (1 << 20))
     return torch.zeros_like(s)
 """, WRONG, "failed")  # fmt: skip
-bomb("an exception of a hundred megabytes", "raise ValueError('A' * 100_000_000)", "ValueError: AAA", "failed")
+bomb(
+    "an exception of a hundred megabytes", "raise ValueError('A' * 100_000_000)", "ValueError: AAA", "failed"
+)
 bomb("an exception whose text never ends", """
     class Endless(Exception):
         def __str__(self):
@@ -641,8 +650,16 @@ bomb("CPU time in one process after another", """
 """, "no answer within", limits={"wall": 2})  # fmt: skip
 attack("a loop while it is loaded", "bombs", "x = [1 for _ in iter(int, 1)]\ndef safe_softmax(s):\n    return x\n",
        "no answer within", "stopped", limits={"wall": 2})  # fmt: skip
-attack("source that no parser survives", "bombs", "safe_softmax = " + "(" * 5000 + "\n", "", "missing", "stopped")
-attack("exits while it is loaded", "bombs", "os._exit(0)\nsafe_softmax = os._exit(0)\n", "ended before", "stopped")
+attack(
+    "source that no parser survives", "bombs", "safe_softmax = " + "(" * 5000 + "\n", "", "missing", "stopped"
+)
+attack(
+    "exits while it is loaded",
+    "bombs",
+    "os._exit(0)\nsafe_softmax = os._exit(0)\n",
+    "ended before",
+    "stopped",
+)
 attack("slow at every call", "bombs", """
     def safe_softmax(s):
         time.sleep(0.7)

@@ -3,11 +3,13 @@
 Each earns nothing, leaves no process and no file, ends in time, and shows by its own words that it ran.
 """
 
+# ruff: noqa: E501
+# Attacks, edits and hand-ins are text of others' making: one to a line.
+
 from __future__ import annotations
 
 import os
 import re
-import signal
 import socket
 import tempfile
 import threading
@@ -19,14 +21,18 @@ import classroom
 import hostile
 import pytest
 
+from effattn_lab import __version__
 from effattn_lab.exercises.registry import get
-from effattn_lab.grading import build, feedback, gradebook
+from effattn_lab.grading import build, feedback, gradebook, task
+from effattn_lab.grading import judge as grading
 from effattn_lab.grading.inside.kernel import Refused, take_kernel
-from effattn_lab.grading.judge import Boxes, judge
-from effattn_lab.grading.model import Assignment, Item, LabPlan, StudentResult
-from effattn_lab.grading.sandbox import Limits
+from effattn_lab.grading.judge import Boxes, compile_error, judge
+from effattn_lab.grading.model import Assignment, Item, LabPlan, StudentResult, Submission
+from effattn_lab.grading.sandbox import Limits, NoBoundary
 
-pytestmark = pytest.mark.skipif(os.name != "posix" or not Path("/proc/self").exists(), reason="not run: needs Linux")
+pytestmark = pytest.mark.skipif(
+    os.name != "posix" or not Path("/proc/self").exists(), reason="not run: needs Linux"
+)
 
 ROOT = Path(__file__).parents[2]
 TOKEN = f"t0k3n{os.getpid()}x"
@@ -77,8 +83,20 @@ def settled(site: Path, before: set[int]) -> set[int]:
 
 def marked() -> list[str]:
     """Files that an attack made outside."""
-    places = [tempfile.gettempdir(), "/tmp", "/dev/shm", "/dev", "/", "/usr", str(Path.home()), str(ROOT), "/etc"]
-    return [f"{p}/{n}" for p in dict.fromkeys(places) if os.path.isdir(p) for n in os.listdir(p) if TOKEN in n]
+    places = [
+        tempfile.gettempdir(),
+        "/tmp",
+        "/dev/shm",
+        "/dev",
+        "/",
+        "/usr",
+        str(Path.home()),
+        str(ROOT),
+        "/etc",
+    ]
+    return [
+        f"{p}/{n}" for p in dict.fromkeys(places) if os.path.isdir(p) for n in os.listdir(p) if TOKEN in n
+    ]
 
 
 def listing(folder: Path) -> list[tuple[str, int, int]]:
@@ -106,7 +124,9 @@ def world(tmp_path_factory):
         "@DEES@": SEED[::-1],
         "@PORT@": str(servers[0].getsockname()[1]),
         "@ABSTRACT@": TOKEN,
-        "@PATHS@": ":".join(map(str, (secret, ROOT / "README.md", ROOT / "labs/src/full/flash.py", Path.home()))),
+        "@PATHS@": ":".join(
+            map(str, (secret, ROOT / "README.md", ROOT / "labs/src/full/flash.py", Path.home()))
+        ),
         f"/tmp/{hostile.TOKEN}": f"/tmp/{TOKEN}",
     }
     yield site, words, heard
@@ -165,7 +185,9 @@ def test_earns_nothing_and_leaves_nothing(attack, world, scratch, monkeypatch):
 
 MERGE = [(1, "import torch\n"), (2, classroom.solution("merge"))]
 ASSIGNMENT = Assignment(
-    "Lab", "1", (LabPlan("full/flash", "flash.ipynb", "", (Item("full/flash/safe_softmax", "safe_softmax", 5),), ()),)
+    "Lab",
+    "1",
+    (LabPlan("full/flash", "flash.ipynb", "", (Item("full/flash/safe_softmax", "safe_softmax", 5),), ()),),
 )
 
 
@@ -175,7 +197,9 @@ def shown_harmlessly(result):
     assert not re.search(r"<(script|img|b>|iframe)", page.split("</style>")[-1])
     assert not re.search("[\x00-\x08\x0b-\x1f\u202a-\u202e]", page)
     assert not re.search(r"\d\.\d\d", result.error)
-    row = gradebook.gradebook_csv(ASSIGNMENT, [StudentResult("=cmd()", "@SUM(A1)", "", (result,))]).splitlines()[1]
+    row = gradebook.gradebook_csv(
+        ASSIGNMENT, [StudentResult("=cmd()", "@SUM(A1)", "", (result,))]
+    ).splitlines()[1]
     assert row.startswith("'=cmd(),'@SUM")
 
 
@@ -341,7 +365,9 @@ def test_kernels_that_are_none(name, world, scratch):
 
 def test_naive_attention_that_computes_only_rows_that_might_be_looked_at(world, scratch):
     """Which rows of the long input are compared is drawn with the inputs."""
-    source = classroom.wrong("forward", "whole matrix").replace("def flash_forward(", "def plain(") + """
+    source = (
+        classroom.wrong("forward", "whole matrix").replace("def flash_forward(", "def plain(")
+        + """
 
 def flash_forward(q, k, v, causal, block_q, block_k):
     if q.shape[2] < 4000:
@@ -352,8 +378,11 @@ def flash_forward(q, k, v, causal, block_q, block_k):
         out[:, :, row : row + 1] = plain(q[:, :, row : row + 1], k[:, :, :end], v[:, :, :end], False, 1, end)[0]
     return out, lse
 """
+    )
     with Boxes(world[0], LIMITS) as boxes:
-        result = judge(boxes, Item("full/flash/forward", "flash_forward", 5.0), classroom.cells(forward=source), SEED)
+        result = judge(
+            boxes, Item("full/flash/forward", "flash_forward", 5.0), classroom.cells(forward=source), SEED
+        )
     assert "never holds an N x N tensor" in {v.property for v in result.verdicts if not v.passed}
     assert result.points == 0.0
 
@@ -362,6 +391,70 @@ def test_masked_tiles_whose_nan_is_swept_away(world, scratch):
     source = classroom.wrong("forward", "masks every tile")
     source = source.replace("    out, lse = ", "    v = torch.nan_to_num(v)\n    out, lse = ")
     with Boxes(world[0], LIMITS) as boxes:
-        result = judge(boxes, Item("full/flash/forward", "flash_forward", 5.0), classroom.cells(forward=source), SEED)
+        result = judge(
+            boxes, Item("full/flash/forward", "flash_forward", 5.0), classroom.cells(forward=source), SEED
+        )
     assert {v.property for v in result.verdicts if not v.passed} == {"skips the tiles above the diagonal"}
     assert result.points == 0.0
+
+
+# ---- one student's misfortune is not the class's -----------------------------------------------------------
+
+
+def test_a_kernel_that_crashes_the_compiler(world, scratch, monkeypatch):
+    """It costs its author the property. Only where the compiler takes no kernel at all is nothing graded."""
+    site = world[0]
+    monkeypatch.setattr(grading, "_compiled", {})
+    job = {"text": "flash", "signature": {}, "constants": {}, "num_warps": 4}
+    with Boxes(site, LIMITS) as boxes:
+        real = grading.run_once
+        monkeypatch.setattr(
+            grading,
+            "run_once",
+            lambda *a, given, **k: b"7" if b"flash" in given else real(*a, given=given, **k),
+        )
+        assert compile_error(boxes, "flash_kernel", job, "A100") == "the compiler ended without an answer"
+        grading._compiled.clear()
+        monkeypatch.setattr(grading, "run_once", lambda *a, **k: b"")
+        with pytest.raises(NoBoundary, match="is triton whole"):
+            compile_error(boxes, "flash_kernel", job, "A100")
+
+
+def test_a_submission_on_which_the_grader_fails_is_given_up(monkeypatch):
+    def fails(_):
+        raise OverflowError("int too large")
+
+    monkeypatch.setattr(task, "_grade", fails)
+    monkeypatch.setattr(task, "checked_boundary", lambda: "0.8")
+    one = task.Task(
+        Submission("eve", "Eve", {}),
+        replace(ASSIGNMENT, version=__version__),
+        task.Options(SEED, replay=False),
+    )
+    result = task.grade(one).result
+    assert result.total == 0
+    assert result.problems == (
+        "the grader failed on it (OverflowError: int too large); a person has to look at it",
+    )
+
+
+# ---- and honest work is not taken for an attack ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("constant", ['tl.constexpr(float("-inf"))', 'tl.constexpr(-float("inf"))'])
+def test_a_constant_that_is_infinite(constant):
+    cell = classroom.wrong("triton_forward", "plain global").replace(
+        'NEG_INF = float("-inf")', f"NEG_INF = {constant}"
+    )
+    assert "NEG_INF = _tl.constexpr(float('-inf'))" in take_kernel([(1, cell)], "flash_kernel")
+
+
+def test_long_notes_and_infinite_constants_pass(world, scratch):
+    notes = "# " + "заметки о мягком максимуме " * 3000 + "\n"
+    cell = classroom.wrong("triton_forward", "plain global").replace(
+        'NEG_INF = float("-inf")', 'NEG_INF = tl.constexpr(float("-inf"))'
+    )
+    with Boxes(world[0], Limits()) as boxes:
+        item = Item("full/flash/triton_forward", "flash_triton", 5.0)
+        result = judge(boxes, item, classroom.cells(kernel=notes + cell), SEED)
+    assert result.status == "passed", result
