@@ -104,6 +104,6 @@ def on_a_cluster(tasks: Sequence[Task], address: str) -> Iterator[Done]:
                           retries=TRIES, pure=False)
             for task in tasks
         ]  # fmt: skip
-        for future in as_completed(futures):
+        for future in as_completed(futures, loop=client.loop):
             yield future.result()
             future.release()

@@ -35,7 +35,7 @@ def tasks_of(submissions: Path, replay: bool) -> list[Task]:
     found = collect(submissions, assignment)
     if not found:
         raise ValueError(f"SUBMISSIONS: no student's notebook was found in {submissions}")
-    return [Task(s, assignment, Options(SEED, replay)) for s in found]
+    return [Task(s, assignment, Options(SEED, replay, wall=6.0)) for s in found]
 
 
 def classes(tasks: list[Task], workers: int = 2) -> dict[str, dict[str, Any]]:

@@ -91,7 +91,9 @@ class Deadly:
 
 def test_a_submission_that_ends_the_grader_is_given_up(tasks, tmp_path):
     bad = replace(tasks[0], submission=replace(tasks[0].submission, student="zoe", name=Deadly()))
-    results = {done.result.student: done.result for done in pool.on_this_machine([bad, tasks[3]], 1, tmp_path)}
+    results = {
+        done.result.student: done.result for done in pool.on_this_machine([bad, tasks[3]], 1, tmp_path)
+    }
     assert set(results) == {"dot", "zoe"}
     assert results["zoe"].total == 0
     assert "a person has to look at it" in results["zoe"].problems[-1]
@@ -103,7 +105,7 @@ def test_dask_with_a_lost_worker(tasks, grades):
 
     with (
         LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
-        Client(cluster) as client,
+        Client(cluster, set_as_default=False) as client,
     ):
         pids = client.run(os.getpid)
         assert len(set(pids.values())) == 2
