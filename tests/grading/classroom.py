@@ -10,6 +10,7 @@ What a hand-in is worth follows from how it was made; no grader is asked.
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 import re
@@ -133,9 +134,14 @@ MISTAKES: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {
 }  # fmt: skip
 
 
+@functools.cache
+def _model() -> dict[str, str]:
+    return variants.model()
+
+
 def solution(exercise: str) -> str:
     """The solved cell of an exercise."""
-    return variants.model()[exercise]
+    return _model()[exercise]
 
 
 def wrong(exercise: str, mistake: str) -> str:
@@ -182,12 +188,14 @@ def notebook(parts: Mapping[str, str], extra: Sequence[str] = (), **edits: str) 
     return json.dumps(book).encode()
 
 
+@functools.cache
 def _released() -> str:
     import nbformat
 
     return str(nbformat.writes(notebooks.student_notebook(LAB)))
 
 
+@functools.cache
 def _blank(exercise: str) -> str:
     source = next(
         c.source

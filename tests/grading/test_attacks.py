@@ -113,6 +113,7 @@ def world(tmp_path_factory):
     secret.write_text(TOKEN)
     heard: list[object] = []
     servers = []
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))  # torch makes it, used or not
     for family, address in ((socket.AF_INET, ("127.0.0.1", 0)), (socket.AF_UNIX, f"\0{TOKEN}")):
         server = socket.socket(family)
         server.bind(address)
