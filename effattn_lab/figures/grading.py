@@ -71,7 +71,7 @@ def overhead(figures: dict[str, Any]) -> Figure:
     style.use()
     rows = list(figures["overhead"].items())[::-1]
     names = [name.rsplit("/", 1)[-1] for name, _ in rows]
-    fig, ax = plt.subplots(figsize=(style.WIDTH, 3.4))
+    fig, ax = plt.subplots(figsize=(style.WIDTH, 3.6), layout="constrained")
     parts = (
         ("the calls themselves", style.PALETTE["blue"], "", lambda r: r["here"]),
         ("the sandbox", style.PALETTE["orange"], "//", lambda r: r["sandbox"] - r["here"]),
@@ -83,5 +83,5 @@ def overhead(figures: dict[str, Any]) -> Figure:
         ax.barh(names, width, left=left, color=color, hatch=hatch, edgecolor="white", label=label)
         left = [a + b for a, b in zip(left, width)]
     ax.set_xlabel("milliseconds an exercise, warm (median)")
-    ax.legend(loc="lower right", frameon=False)
+    fig.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     return fig

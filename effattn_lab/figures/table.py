@@ -13,26 +13,41 @@ class Table:
         header: column names, units included.
         rows: cells as text or numbers, as long as the header; numbers are shown as ``str`` gives them.
         caption: what the table shows.
+        text: columns of words, set from the left like the first; the others are numbers.
 
     Raises:
         ValueError: for a row whose length is not the header's.
     """
 
-    def __init__(self, header: Sequence[str], rows: Sequence[Sequence[object]], caption: str) -> None:
+    def __init__(
+        self,
+        header: Sequence[str],
+        rows: Sequence[Sequence[object]],
+        caption: str,
+        text: Sequence[str] = (),
+    ) -> None:
         for i, row in enumerate(rows):
             if len(row) != len(header):
                 raise ValueError(f"rows: expected {len(header)} cells in row {i}, got {len(row)}")
         self.header = list(header)
         self.rows = [[str(cell) for cell in row] for row in rows]
         self.caption = caption
+        self.left = [i == 0 or name in text for i, name in enumerate(self.header)]
 
     def _repr_html_(self) -> str:
         # A wide table scrolls inside its own box, reachable by keyboard, instead of widening the page.
         label = html.escape(self.caption, quote=True)
-        head = "".join(f'<th scope="col">{html.escape(h)}</th>' for h in self.header)
+        sides = ["left" if left else "right" for left in self.left]
+        head = "".join(
+            f'<th scope="col" style="text-align:{side}">{html.escape(h)}</th>'
+            for h, side in zip(self.header, sides)
+        )
         body = "".join(
             f'<tr><th scope="row" style="text-align:left">{html.escape(first)}</th>'
-            + "".join(f'<td style="text-align:right">{html.escape(cell)}</td>' for cell in rest)
+            + "".join(
+                f'<td style="text-align:{side}">{html.escape(cell)}</td>'
+                for cell, side in zip(rest, sides[1:])
+            )
             + "</tr>"
             for first, *rest in self.rows
         )
@@ -49,7 +64,7 @@ class Table:
         widths = [max(len(line[i]) for line in lines) for i in range(len(self.header))]
         text = [
             "  ".join(
-                cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))
+                cell.ljust(w) if left else cell.rjust(w) for cell, w, left in zip(line, widths, self.left)
             )
             for line in lines
         ]
