@@ -127,7 +127,7 @@ def hostile() -> list[classroom.HandIn]:
                          classroom.EXERCISES),  # clumsy, not hostile
         classroom.hand_in("=cmd|' -C calc'!A0", classroom.solved("merge"), ("merge",)),
         classroom.hand_in("<img src=x onerror=alert(1)>", classroom.solved("merge"), ("merge",)),
-        classroom.hand_in("\u202egnp.exe\u200b", classroom.solved("merge"), ("merge",)),
+        classroom.hand_in("\u202egnp.exe\u200b", classroom.solved("merge")),  # refused, with the reason
     ]  # fmt: skip
 
 
