@@ -376,6 +376,11 @@ attack("changes an argument and puts it back later", "values", """
 
 # ---- reading -----------------------------------------------------------------------------------------------
 
+attack("leaves modules for the next process", "patched", """
+    def safe_softmax(s):
+        tried(path=lambda: any(os.access(p or ".", os.W_OK) for p in sys.path) or None,
+              first=lambda: any(p in ("", ".", "/tmp", os.getcwd()) for p in sys.path) or None)
+""", "nothing works")  # fmt: skip
 attack("imports the answers", "reading", """
     import importlib
     def safe_softmax(s):
