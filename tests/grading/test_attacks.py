@@ -156,7 +156,10 @@ def scratch(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("attack", hostile.ATTACKS, ids=[f"{a.family}: {a.id}" for a in hostile.ATTACKS])
+ALONE = [a for a in hostile.ATTACKS if a.family != "values"]
+
+
+@pytest.mark.parametrize("attack", ALONE, ids=[f"{a.family}: {a.id}" for a in ALONE])
 def test_earns_nothing_and_leaves_nothing(attack, world, scratch, monkeypatch):
     site, words, heard = world
     monkeypatch.setenv("GRADER_PASSWORD", TOKEN)
@@ -182,6 +185,24 @@ def test_earns_nothing_and_leaves_nothing(attack, world, scratch, monkeypatch):
     if attack.family not in ("bombs", "signals", "timers"):  # those may go on against their own author
         assert after.points == 5.0, after
     shown_harmlessly(result)
+
+
+def test_strange_values_earn_nothing_and_leave_nothing(world, scratch):
+    """These only hand something back, so they share a sandbox (until one breaks it), each in its own process."""
+    site, words, _ = world
+    before = sandboxed(site)
+    with Boxes(site, LIMITS) as boxes:
+        for attack in (a for a in hostile.ATTACKS if a.family == "values"):
+            cells = [(1, "import torch\n"), (2, filled(attack.source, words))]
+            result = judge(boxes, Item("full/flash/safe_softmax", "safe_softmax", 5.0), cells, SEED)
+            said = "; ".join([result.error, *(v.detail for v in result.verdicts)])
+            assert result.points == 0.0, (attack.id, said)
+            assert result.status in attack.status, (attack.id, said)
+            assert attack.says in said, (attack.id, said)
+            shown_harmlessly(result)
+    assert not settled(site, before)
+    assert not marked()
+    assert not list(scratch.iterdir())
 
 
 MERGE = [(1, "import torch\n"), (2, classroom.solution("merge"))]
