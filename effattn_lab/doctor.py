@@ -79,7 +79,8 @@ def _gpu() -> bool:
 
 
 def _sandbox() -> dict[str, Any]:
-    from effattn_lab.grading.sandbox import NoBoundary, probe
+    from effattn_lab.grading.probe import probe
+    from effattn_lab.grading.sandbox import NoBoundary
 
     try:
         return _row("sandbox for grading", f"bubblewrap {probe()}", True, False, "")

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
-import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -25,9 +23,11 @@ from effattn_lab.exercises.causes import STRUCTURAL, compiler_cause, reordered, 
 from effattn_lab.exercises.core import Case, Exercise, Failure, Outcome, Probe, Trial
 from effattn_lab.exercises.judge import COMMON, REPEATABLE, UNTOUCHED, Diagnosis, compiler_said
 from effattn_lab.exercises.registry import get
+from effattn_lab.grading.claims import own_words, same_bits, value_of
+from effattn_lab.grading.compiled import compile_error
 from effattn_lab.grading.inside import wire
 from effattn_lab.grading.model import Credit, ExerciseResult, Item, Status, Verdict
-from effattn_lab.grading.sandbox import SITE, Child, Limits, NoBoundary, Sandbox, Stopped, python, run_once
+from effattn_lab.grading.sandbox import Child, Limits, Sandbox, Stopped
 
 #: Imported in the sandbox before any student's code is there. The first decides how kernels run.
 PRELOAD = (
@@ -190,8 +190,8 @@ class Sitting:
         errors = loaded.get("errors")
         for entry in errors if isinstance(errors, list) else []:
             if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], int):
-                return f"cell {entry[0]}: {_own_words(entry[1])}"
-        return _own_words(loaded["error"]) if "error" in loaded else ""
+                return f"cell {entry[0]}: {own_words(entry[1])}"
+        return own_words(loaded["error"]) if "error" in loaded else ""
 
     def values(self, child: Child) -> None:
         self.failures = dict.fromkeys([*self.exercise.properties, *COMMON])
@@ -202,7 +202,7 @@ class Sitting:
             self.note(case.property, failure)
             if number < 2 and error is None:
                 again, error_again, _ = self.call(child, case)
-                if error_again is not None or not _same(value, again):
+                if error_again is not None or not same_bits(value, again):
                     self.note(
                         REPEATABLE, Failure(REPEATABLE, "repeat", "two calls with the same inputs differ")
                     )
@@ -223,10 +223,10 @@ class Sitting:
         finally:
             arguments.close()
         if "error" in frame.header:
-            words, where = _own_words(frame.header["error"]), _own_words(frame.header.get("where", ""), 200)
+            words, where = own_words(frame.header["error"]), own_words(frame.header.get("where", ""), 200)
             return None, Failure(case.property, "exception", words, where), frame
         try:
-            return _value(frame), None, frame
+            return value_of(frame), None, frame
         except wire.Broken as reason:
             raise Stopped(f"its answer cannot be read: {reason}") from None
 
@@ -296,7 +296,7 @@ class Sitting:
         if answer.get("found") is True:
             return child, ""
         child.close()
-        return None, _own_words(answer.get("refused") or answer.get("error", "the kernel was not found"), 300)
+        return None, own_words(answer.get("refused") or answer.get("error", "the kernel was not found"), 300)
 
     def kernel_trial(self, child: Child | None, probe: Probe, trial: Trial) -> str | None:
         assert child is not None
@@ -319,15 +319,15 @@ class Sitting:
         finally:
             arguments.close()
         if "text" not in job:
-            return _own_words(job.get("error", "the kernel was not launched"))
+            return own_words(job.get("error", "the kernel was not launched"))
         assert self.exercise.kernel is not None
-        said = compile_error(self.boxes, self.exercise.kernel.name, job, gpu)
+        said = compile_error(self.boxes.site, self.boxes.limits, self.exercise.kernel.name, job, gpu)
         if said is None:
             return None
         self.own_hint[probe.name] = compiler_cause(said) or probe.hint
         reason, line = compiler_said(said)
-        return f"compiled for {gpu}: {_own_words(reason, 200)}" + (
-            f"; at the line: {_own_words(line, 120)}" if line else ""
+        return f"compiled for {gpu}: {own_words(reason, 200)}" + (
+            f"; at the line: {own_words(line, 120)}" if line else ""
         )
 
     # ---- what is said ------------------------------------------------------------------------------------
@@ -357,100 +357,3 @@ class Sitting:
                 return structural(self.exercise, None, case, failure) or ""
         found: Diagnosis | None = selfcheck.diagnose(self.exercise, self.judged, _run_mutant)
         return found.mutant.hint if found else ""
-
-
-class _Other:
-    """Stands for a result that was no tensor."""
-
-
-def _value(frame: wire.Frame) -> Any:
-    """What the function returned, rebuilt from what the sandbox claims: tensors, None, or objects of some type."""
-    described = frame.header.get("results")
-    if not isinstance(described, list):
-        raise wire.Broken("no results")
-    blobs = iter(frame.blobs)
-    parts: list[Any] = []
-    for entry in described:
-        if not isinstance(entry, dict):
-            raise wire.Broken("no results")
-        if "dtype" in entry:
-            data = next(blobs, None)
-            if data is None:
-                raise wire.Broken("an array is missing")
-            parts.append(wire.to_torch(str(entry["dtype"]), wire.array_of(data, str(entry["dtype"]))))
-        else:
-            name = re.sub(r"\W", "_", str(entry.get("type", "object")))[:40] or "object"
-            parts.append(None if name == "NoneType" else type(name, (_Other,), {})())
-    return parts if frame.header.get("tuple") else parts[0] if len(parts) == 1 else parts
-
-
-def _same(a: Any, b: Any) -> bool:
-    """The same bits in both, NaN included; results that are no tensors are judged elsewhere."""
-    first, second = (x if isinstance(x, list) else [x] for x in (a, b))
-    pairs = [
-        (x, y) for x, y in zip(first, second) if isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor)
-    ]
-    return len(first) == len(second) and all(
-        x.shape == y.shape and x.dtype == y.dtype and torch.equal(x.isnan(), y.isnan())
-        and torch.equal(x.nan_to_num(), y.nan_to_num())
-        for x, y in pairs
-    )  # fmt: skip
-
-
-def _own_words(text: object, most: int = 160) -> str:
-    """A message from inside for the feedback: one line, no numbers that could be a hidden input."""
-    line = (str(text).splitlines() or [""])[0][:2000]
-    line = re.sub(r"[-+]?\d+\.\d*(?:e[-+]?\d+)?", "…", line)
-    return line if len(line) <= most else line[: most - 1] + "…"
-
-
-_compiled: dict[str, str | None] = {}
-
-
-def compile_error(boxes: Boxes, name: str, job: dict[str, Any], gpu: str) -> str | None:
-    """What the compiler says against a kernel whose text was taken from a notebook; None where it takes it."""
-    from effattn_lab.measure._gpu_limits import targets
-
-    target = targets([gpu])[0]
-    types, constants = job.get("signature"), job.get("constants")
-    if not isinstance(types, dict) or not isinstance(constants, dict):
-        raise Stopped("its answer cannot be read: no types")
-    # As `xray` does: compile-time values marked as such, pointers aligned as torch aligns them.
-    signature = {n: f"{t}:16" if str(t).startswith("*") else str(t) for n, t in types.items()}
-    signature |= dict.fromkeys(constants, "constexpr")
-    message = {
-        "id": 0,
-        "name": name,
-        "module": "carried",
-        "source": job.get("text"),
-        "signature": signature,
-        "constexprs": constants,
-        "num_warps": job.get("num_warps"),
-        "num_stages": 2,
-        "target": list(target.target),
-    }
-    key = json.dumps(message, sort_keys=True)
-    if key in _compiled:
-        return _compiled[key]
-    worker = f"{SITE}/effattn_lab/measure/_xray_worker.py"
-    said = run_once(
-        python(worker), boxes.site, boxes.limits, given=(key + "\n").encode(), seconds=90,
-        environment={"TRITON_INTERPRET": "0"},
-    )  # fmt: skip
-    try:
-        answer = json.loads(said)
-    except ValueError:
-        answer = None
-    if not isinstance(answer, dict):
-        if job.get("text") == _EMPTY_KERNEL:
-            raise NoBoundary("the compiler did not answer in its sandbox; is triton whole?")
-        # A kernel can crash the compiler. Is it this one, or is there none that it takes?
-        empty = {"text": _EMPTY_KERNEL, "signature": {}, "constants": {}, "num_warps": 4}
-        compile_error(boxes, "empty", empty, gpu)
-        answer = {"error": "the compiler ended without an answer"}
-    # Its end holds the reason; the rest may be as long as a kernel.
-    _compiled[key] = None if "result" in answer else str(answer.get("error", "no reason given"))[-8000:]
-    return _compiled[key]
-
-
-_EMPTY_KERNEL = "import triton\n\n\n@triton.jit\ndef empty():\n    return\n"

@@ -90,7 +90,7 @@ def whole_site() -> Path:
 @functools.cache
 def checked_boundary() -> str:
     """`probe`, once in a process."""
-    from effattn_lab.grading.sandbox import probe
+    from effattn_lab.grading.probe import probe
 
     return probe()
 

@@ -23,10 +23,10 @@ import pytest
 
 from effattn_lab import __version__
 from effattn_lab.exercises.registry import get
-from effattn_lab.grading import build, feedback, gradebook, task
-from effattn_lab.grading import judge as grading
+from effattn_lab.grading import build, compiled, feedback, gradebook, task
+from effattn_lab.grading.compiled import compile_error
 from effattn_lab.grading.inside.kernel import Refused, take_kernel
-from effattn_lab.grading.judge import Boxes, compile_error, judge
+from effattn_lab.grading.judge import Boxes, judge
 from effattn_lab.grading.model import Assignment, Item, LabPlan, StudentResult, Submission
 from effattn_lab.grading.sandbox import Limits, NoBoundary
 
@@ -426,20 +426,23 @@ def test_masked_tiles_whose_nan_is_swept_away(world, scratch):
 def test_a_kernel_that_crashes_the_compiler(world, scratch, monkeypatch):
     """It costs its author the property. Only where the compiler takes no kernel at all is nothing graded."""
     site = world[0]
-    monkeypatch.setattr(grading, "_compiled", {})
+    monkeypatch.setattr(compiled, "_compiled", {})
     job = {"text": "flash", "signature": {}, "constants": {}, "num_warps": 4}
     with Boxes(site, LIMITS) as boxes:
-        real = grading.run_once
+        real = compiled.run_once
         monkeypatch.setattr(
-            grading,
+            compiled,
             "run_once",
             lambda *a, given, **k: b"7" if b"flash" in given else real(*a, given=given, **k),
         )
-        assert compile_error(boxes, "flash_kernel", job, "A100") == "the compiler ended without an answer"
-        grading._compiled.clear()
-        monkeypatch.setattr(grading, "run_once", lambda *a, **k: b"")
+        assert (
+            compile_error(boxes.site, boxes.limits, "flash_kernel", job, "A100")
+            == "the compiler ended without an answer"
+        )
+        compiled._compiled.clear()
+        monkeypatch.setattr(compiled, "run_once", lambda *a, **k: b"")
         with pytest.raises(NoBoundary, match="is triton whole"):
-            compile_error(boxes, "flash_kernel", job, "A100")
+            compile_error(boxes.site, boxes.limits, "flash_kernel", job, "A100")
 
 
 def test_a_submission_on_which_the_grader_fails_is_given_up(monkeypatch):

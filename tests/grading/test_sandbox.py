@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from effattn_lab.grading import build, sandbox, watch
+from effattn_lab.grading import build, probe, sandbox, watch
 from effattn_lab.grading.sandbox import MB, Limits, NoBoundary, Stopped
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +31,7 @@ def look(site, code, limits=None, seconds=20.0):
 
 
 def test_it_holds_here():
-    assert tuple(int(n) for n in sandbox.probe().split(".")[:2]) >= (0, 8)
+    assert tuple(int(n) for n in probe.probe().split(".")[:2]) >= (0, 8)
 
 
 def test_what_is_not_inside(site):
@@ -206,7 +206,7 @@ def test_a_child_that_answers_for_another_call_is_not_believed(site):
 def test_without_bubblewrap(monkeypatch):
     monkeypatch.setattr(sandbox.shutil, "which", lambda name: None)
     with pytest.raises(NoBoundary, match=r"bubblewrap is not installed: install bubblewrap 0\.8"):
-        sandbox.probe()
+        probe.probe()
     with pytest.raises(NoBoundary, match="not installed"):
         sandbox.command(["true"], Limits(), {})
 
@@ -238,7 +238,7 @@ def test_a_boundary_that_is_none(tmp_path, monkeypatch, script, reason):
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
     with pytest.raises(NoBoundary, match=reason):
-        sandbox.probe()
+        probe.probe()
     out = tmp_path / "results"
     (tmp_path / "class").mkdir()
     command = [sys.executable, "-m", "effattn_lab.cli", "grade", str(tmp_path / "class"), "--out", str(out)]
@@ -250,9 +250,9 @@ def test_a_boundary_that_is_none(tmp_path, monkeypatch, script, reason):
 
 
 def test_not_linux(monkeypatch):
-    monkeypatch.setattr(sandbox.platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(probe.platform, "system", lambda: "Darwin")
     with pytest.raises(NoBoundary, match="grading needs Linux, this is Darwin"):
-        sandbox.probe()
+        probe.probe()
 
 
 def test_an_installed_package_is_masked(tmp_path, monkeypatch):
