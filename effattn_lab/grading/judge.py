@@ -82,6 +82,17 @@ class Boxes:
                 self._boxes[gpu] = Sandbox(self.site, self.limits, PRELOAD)
         return self._boxes[gpu]
 
+    def alone(self) -> Sandbox:
+        """A sandbox in which nothing of the student's runs any more: the present one, or a new one."""
+        box = self.get()
+        end = time.monotonic() + 0.5  # a process whose socket was closed is on its way out
+        while box.processes() > 1:
+            if time.monotonic() > end:
+                self.drop()
+                return self.get()
+            time.sleep(0.005)
+        return box
+
     def drop(self) -> None:
         for box in self._boxes.values():
             box.stop()
@@ -287,10 +298,10 @@ class Sitting:
         return Outcome(case, tuple(parts), *(numbers if len(numbers) == 3 else ()))
 
     def clean_kernel(self) -> tuple[Child | None, str]:
-        """A process with the kernel's text and our launcher, in a sandbox where none of the student's cells ran."""
+        """A process with the kernel's text and our launcher; none of the student's cells ran in it, none runs beside it."""
         kernel = self.exercise.kernel
         assert kernel is not None
-        child = self.boxes.get().child()
+        child = self.boxes.alone().child()
         header = {"op": "kernel", "cells": self.cells, "kernel": kernel.name}
         answer = self.ask(child, {**header, "launcher": kernel.source(), "function": kernel.launcher}).header
         if answer.get("found") is True:

@@ -27,7 +27,7 @@ from typing import Any
 
 from effattn_lab.grading import seccomp
 from effattn_lab.grading.inside import wire
-from effattn_lab.grading.watch import Watch
+from effattn_lab.grading.watch import Watch, descendants
 
 MB = 2**20
 SITE = "/lab/site"
@@ -280,6 +280,10 @@ class Sandbox:
         finally:
             theirs.close()
         return Child(self, ours)
+
+    def processes(self) -> int:
+        """How many processes there are inside; one is the sandbox's own."""
+        return sum(1 for _ in descendants(self._process.pid))
 
     def why(self, reason: str, seconds: float) -> str:
         """Why there was no answer, in words for the student."""

@@ -167,6 +167,19 @@ def test_hidden_inputs_do_not_come_out(boxes):
     assert not re.search(r"\d\.\d", result.error + "".join(v.detail for v in result.verdicts))
 
 
+def test_a_kernel_is_judged_where_nothing_else_runs(boxes):
+    """A process that a student left behind costs the sandbox its place."""
+    box = boxes.alone()
+    assert boxes.alone() is box
+    daemon = (
+        "import os, time\ndef merge(*a):\n    if os.fork() == 0:\n        time.sleep(60)\n    return None\n"
+    )
+    assert judged(boxes, daemon).status == "failed"
+    fresh = boxes.alone()
+    assert fresh is not box
+    assert fresh.processes() == 1
+
+
 def test_inputs_follow_from_the_seed():
     one, same, other = (
         [c.kwargs["o_a"] for c, _ in judge.drawn.__wrapped__(MERGE.id, seed)] for seed in ("a", "a", "b")
