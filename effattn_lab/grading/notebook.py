@@ -35,7 +35,7 @@ class Cell:
     """A code cell.
 
     Args:
-        index: its place among all cells of the notebook, from 0.
+        index: its place among all cells of the notebook, from 0. People are told it from 1, see `number`.
         id: its id; empty where there is none.
         source: its text.
     """
@@ -43,6 +43,11 @@ class Cell:
     index: int
     id: str
     source: str
+
+    @property
+    def number(self) -> int:
+        """Its place among all cells, text included, counted from 1."""
+        return self.index + 1
 
 
 def read_cells(data: bytes) -> list[Cell]:
@@ -82,13 +87,13 @@ def changed_checks(cells: Sequence[Cell], plan: LabPlan) -> tuple[str, ...]:
         if given.role != "check" or given.digest in texts:
             continue
         cell = by_id.get(given.id)
-        what = f"edited (cell {cell.index + 1})" if cell else "deleted or rewritten"
+        what = f"edited (cell {cell.number})" if cell else "deleted or rewritten"
         changed.append(f"the self-check of {given.exercise} was {what}")
     return tuple(changed)
 
 
 def cells_to_run(cells: Sequence[Cell], plan: LabPlan) -> list[tuple[int, str]]:
-    """(index, source) of the cells that make the student's functions, in order.
+    """(number, source) of the cells that make the student's functions, in order.
 
     These are the released cells that define something or hold a blank, and every cell that the student wrote or
     changed. Self-checks, changed or not, and the untouched cells that only show something are left out: they take
@@ -106,7 +111,7 @@ def cells_to_run(cells: Sequence[Cell], plan: LabPlan) -> list[tuple[int, str]]:
             edited_check = origin is not None and origin.role == "check"
             run = bool(cell.source.strip()) and not edited_check and not _only_checks(cell.source)
         if run:
-            chosen.append((cell.index, cell.source))
+            chosen.append((cell.number, cell.source))
     return chosen
 
 

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from effattn_lab.grading.model import Replay
+from effattn_lab.grading.notebook import NotebookError, read_cells
 from effattn_lab.grading.sandbox import MB, Limits, Stopped, python, run_once
 
 #: A solved lab needs half a minute; a model of 135 million parameters in float32 has half a gigabyte.
@@ -58,11 +59,20 @@ def replay(lab: str, notebook: bytes, site: Path) -> Replay:
         return Replay(lab, 0, (), f"the notebook was ended: {reason}")
     try:
         answer = json.loads(said)
-        failed = tuple((int(n), _plain(text)) for n, text in answer["failed"][:100])
+        failed = tuple((_number(notebook, int(n)), _plain(text)) for n, text in answer["failed"][:100])
         problem = _plain(answer["problem"])
         return Replay(lab, int(answer["ran"]), failed, problem or note)
     except (ValueError, TypeError, KeyError, RecursionError):
         return Replay(lab, 0, (), "the notebook ended the program that replayed it")
+
+
+def _number(notebook: bytes, code_cell: int) -> int:
+    """nbval counts code cells alone; people are told a cell's place among all cells, as everywhere else."""
+    try:
+        cells = read_cells(notebook)
+    except NotebookError:
+        return code_cell
+    return cells[code_cell - 1].number if 0 < code_cell <= len(cells) else code_cell
 
 
 def _plain(text: object) -> str:

@@ -52,6 +52,16 @@ def test_cells_that_do_not_run(site):
     assert "Network is unreachable" in seen.failed[2][1]
 
 
+def test_cells_are_counted_with_the_text_between():
+    """One cell has one number, whoever speaks of it: the grader, the list of changed self-checks, the replay."""
+    book = json.loads(notebook("1", "2", "3"))
+    book["cells"].insert(1, {"cell_type": "markdown", "id": "m", "metadata": {}, "source": "text"})
+    data = json.dumps(book).encode()
+    assert [replay._number(data, n) for n in (1, 2, 3)] == [1, 3, 4]
+    assert replay._number(data, 9) == 9
+    assert replay._number(b"{", 2) == 2
+
+
 @pytest.mark.parametrize(
     ("loop", "failed"),
     [

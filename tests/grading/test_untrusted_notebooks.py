@@ -83,13 +83,13 @@ def test_cells_to_run_and_changed_checks():
         ("mine", "helper = 3"),
     )
     assert cells_to_run(cells, PLAN) == [
-        (0, "import torch  \n"),
-        (1, "def merge(): return 1"),
-        (4, "helper = 3"),
+        (1, "import torch  \n"),
+        (2, "def merge(): return 1"),
+        (5, "helper = 3"),
     ]
     assert changed_checks(cells, PLAN) == ()
     edited = handed(("check", "print('passed')"), ("show", "x = 1"), ("n", 'hint("full/flash/merge")\n# x'))
-    assert cells_to_run(edited, PLAN) == [(1, "x = 1")]
+    assert cells_to_run(edited, PLAN) == [(2, "x = 1")]
     assert changed_checks(edited, PLAN) == ("the self-check of full/flash/merge was edited (cell 1)",)
     assert changed_checks(handed(("a", "b")), PLAN) == (
         "the self-check of full/flash/merge was deleted or rewritten",
@@ -97,7 +97,7 @@ def test_cells_to_run_and_changed_checks():
     # A tool that writes new ids has changed nothing.
     renamed = handed(("z1", 'check("full/flash/merge", merge)'), ("z2", "def merge(): ..."))
     assert changed_checks(renamed, PLAN) == ()
-    assert cells_to_run(renamed, PLAN) == [(1, "def merge(): ...")]
+    assert cells_to_run(renamed, PLAN) == [(2, "def merge(): ...")]
 
 
 def test_slow_texts_take_linear_time():
