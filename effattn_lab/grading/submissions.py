@@ -67,6 +67,7 @@ class _Hand:
     size: int = 0
     notebooks: list[_Notebook] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)  # files that are no notebooks
 
     def add(self, path: str, data: bytes, modified: datetime | None, attachment: int) -> None:
         self.size += len(data)
@@ -79,12 +80,13 @@ class _Hand:
         self.notebooks.append(_Notebook(path, data, modified, (attachment, number)))
 
 
-def collect(where: str | Path, assignment: Assignment) -> list[Submission]:
+def collect(where: str | Path, assignment: Assignment, notes: list[str] | None = None) -> list[Submission]:
     """Read what a class handed in.
 
     Args:
         where: a folder, or a zip archive of the class.
         assignment: what was released; says which notebooks belong to it.
+        notes: sentences for the instructor that belong to no one student are appended here.
 
     Returns:
         One submission a student, sorted by key. ``submitted`` comes from ``submitted.csv`` if there is one; else, for
@@ -104,9 +106,12 @@ def collect(where: str | Path, assignment: Assignment) -> list[Submission]:
             times = _times(found.data, assignment)
             continue
         owner, late, attachment, name = _owner(found.parts)
+        if owner is None:
+            continue
+        # A platform's name says whose a file is, even a PDF. Without one it is the instructor's, beside the hand-ins.
         handed_in = _wanted(found.parts) or found.problem or found.folder or len(found.parts) > 1
-        if owner is None or not handed_in:
-            continue  # a file of the instructor's beside the hand-ins
+        if not handed_in and owner.source == "folder":
+            continue
         hand = hands.setdefault(owner, _Hand())
         hand.late |= late
         if found.problem:
@@ -119,7 +124,9 @@ def collect(where: str | Path, assignment: Assignment) -> list[Submission]:
                     hand.add("/".join(inner.parts), inner.data, inner.modified, attachment)
         elif found.data is not None:
             hand.add(name, found.data, found.modified, attachment)
-    return _submissions(hands, times, assignment)
+        elif not found.folder:
+            hand.others.append(name)
+    return _submissions(hands, times, assignment, notes)
 
 
 def _found(where: Path) -> Iterator[Found]:
@@ -173,11 +180,15 @@ def _owner(parts: tuple[str, ...]) -> tuple[_Owner | None, bool, int, str]:
 
 
 def _submissions(
-    hands: dict[_Owner, _Hand], times: dict[str, datetime], assignment: Assignment
+    hands: dict[_Owner, _Hand],
+    times: dict[str, datetime],
+    assignment: Assignment,
+    notes: list[str] | None,
 ) -> list[Submission]:
     keys = Counter(owner.key.casefold() for owner in hands)
     ids = Counter((owner.source, owner.id) for owner in hands if owner.id)
     out = []
+    known: set[str] = set()
     for owner, hand in hands.items():
         key = owner.key
         if keys[key.casefold()] > 1:
@@ -186,15 +197,17 @@ def _submissions(
         if owner.id and ids[owner.source, owner.id] > 1:
             hand.problems.append(f"two names came with the {owner.source} number {owner.id}: compare by hand")
         chosen = _choose(hand, assignment)
-        said = [times.get(_folded(x)) for x in (owner.name, owner.id, key, owner.key) if x]
-        submitted = next((time for time in said if time), None)
+        names = [_folded(x) for x in (owner.name, owner.id, key, owner.key) if x]
+        known.update(names)
+        submitted = next((times[name] for name in names if name in times), None)
         if submitted is None and owner.source == "folder":
             submitted = max((n.modified for n in chosen.values() if n.modified), default=None)
         problems = hand.problems[:MAX_PROBLEMS]
         if len(hand.problems) > MAX_PROBLEMS:
             problems.append(f"and {len(hand.problems) - MAX_PROBLEMS} more problems")
         if not hand.notebooks and not problems:
-            problems.append("no notebook was handed in")
+            only = ", ".join(f"“{visible(other, 60)}”" for other in sorted(hand.others)[:5])
+            problems.append("no notebook was handed in" + (f", only {only}" if only else ""))
         out.append(
             Submission(
                 student=key,
@@ -206,6 +219,10 @@ def _submissions(
                 ids={owner.source: owner.id} if owner.id else {},
             )
         )
+    if notes is not None and (strangers := sorted(set(times) - known)):
+        shown = ", ".join(f"“{visible(name, 60)}”" for name in strangers[:5])
+        more = f" and {len(strangers) - 5} more" if len(strangers) > 5 else ""
+        notes.append(f"{TIMES}: nobody who handed in is called {shown}{more}; those times count for nobody")
     return sorted(out, key=lambda s: s.student)
 
 

@@ -84,15 +84,18 @@ def test_canvas(tmp_path):
             ("hopper_LATE_12_600_flash.ipynb", notebook("h")),
             ("noether_13_601_work.zip", archive([("flash.ipynb", notebook("n"))])),
             ("anon_x9Yz1_700_flash.ipynb", notebook("x")),
+            ("doe_14_602_notes.pdf", b"%PDF-"),
             ("LATE_anon_a9Yz1_701_flash.ipynb", notebook("y")),
         ],
     )
     by_key = {s.student: s for s in collect(path, ONE)}
-    assert set(by_key) == {"anon_x9Yz1", "anon_a9Yz1", "hopper_12", "lovelaceada_11", "noether_13"}
+    assert set(by_key) == {"anon_x9Yz1", "anon_a9Yz1", "doe_14", "hopper_12", "lovelaceada_11", "noether_13"}
     ada = by_key["lovelaceada_11"]
     assert ada.ids == {"canvas": "11"}
     assert read_cells(ada.notebooks["full/flash"])[0].source == "new"
     assert "“flash-1.ipynb” counts as the newest, not “flash.ipynb”" in ada.problems[0]
+    # Whoever hands in a PDF has a row in the gradebook too, with the reason.
+    assert by_key["doe_14"].problems == ("no notebook was handed in, only “notes.pdf”",)
     assert by_key["hopper_12"].late_flag
     assert not ada.late_flag
     assert by_key["anon_a9Yz1"].late_flag
@@ -156,6 +159,19 @@ def test_times(tmp_path):
     (tmp_path / "submitted.csv").write_text("name,when\nann,2026-03-01\n")
     with pytest.raises(ValueError, match="expected the columns student and submitted"):
         collect(tmp_path, ONE)
+
+
+def test_times_of_nobody(tmp_path):
+    (tmp_path / "Ann Lee").mkdir()
+    (tmp_path / "Ann Lee" / "flash.ipynb").write_bytes(notebook("a"))
+    (tmp_path / "submitted.csv").write_text("student,submitted\nann lee,2026-03-01\nann_lee,2026-03-01\n")
+    notes = []
+    (ann,) = collect(tmp_path, ONE, notes)
+    assert ann.submitted == datetime(2026, 3, 1, tzinfo=DUE.tzinfo)
+    assert notes == ["submitted.csv: nobody who handed in is called “ann_lee”; those times count for nobody"]
+    (tmp_path / "submitted.csv").write_text("student,submitted\nAnn-Lee,2026-03-01\n")
+    collect(tmp_path, ONE, notes)
+    assert len(notes) == 1
 
 
 def test_which_lab(tmp_path):
