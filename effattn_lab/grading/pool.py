@@ -19,10 +19,11 @@ def on_this_machine(tasks: Sequence[Task], jobs: int, scratch: Path) -> Iterator
     """Grade with ``jobs`` processes, results in the order they are ready.
 
     A process that dies takes nothing with it: its submission, and what waited, is given to new processes. They die
-    with this one, and their sandboxes with them.
+    with this one, and their sandboxes with them; so they do when the caller stops early (Ctrl-C).
     """
     left = {task.submission.student: task for task in tasks}
     tries = dict.fromkeys(left, 0)
+    others = set(multiprocessing.active_children())
     while left:
         broken: list[str] = []
         with ProcessPoolExecutor(
@@ -31,25 +32,31 @@ def on_this_machine(tasks: Sequence[Task], jobs: int, scratch: Path) -> Iterator
             initializer=_start,
             initargs=(scratch,),
         ) as pool:
-            running: dict[Future[Done], str] = {}
-            waiting = list(left)
-            while waiting or running:
-                # No more than one each: a process that dies then points at few suspects.
-                while waiting and len(running) < jobs and not broken:
-                    student = waiting.pop(0)
-                    running[pool.submit(grade, left[student])] = student
-                if not running:
-                    break
-                finished, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    student = running.pop(future)
-                    try:
-                        done = future.result()
-                    except BrokenProcessPool:
-                        broken.append(student)
-                        continue
-                    del left[student]
-                    yield done
+            try:
+                running: dict[Future[Done], str] = {}
+                waiting = list(left)
+                while waiting or running:
+                    # No more than one each: a process that dies then points at few suspects.
+                    while waiting and len(running) < jobs and not broken:
+                        student = waiting.pop(0)
+                        running[pool.submit(grade, left[student])] = student
+                    if not running:
+                        break
+                    finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                    for future in finished:
+                        student = running.pop(future)
+                        try:
+                            done = future.result()
+                        except BrokenProcessPool:
+                            broken.append(student)
+                            continue
+                        del left[student]
+                        yield done
+            except BaseException:
+                # Leaving the pool waits for what runs, and a replay takes minutes.
+                for process in set(multiprocessing.active_children()) - others:
+                    process.kill()
+                raise
         for student in broken:
             tries[student] += 1
             if tries[student] >= TRIES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import platform
@@ -15,7 +16,7 @@ from typing import Any
 
 import effattn_lab
 from effattn_lab.grading import feedback, gradebook
-from effattn_lab.grading.model import Assignment, StudentResult
+from effattn_lab.grading.model import Assignment, StudentResult, Submission
 from effattn_lab.grading.store import Store, commitment, reading
 from effattn_lab.grading.submissions import collect
 from effattn_lab.grading.task import Done, Options, Task, checked_boundary, grade
@@ -44,8 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_regrade_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``effattn regrade``."""
-    parser.add_argument("student", help="as in the gradebook")
-    parser.add_argument("--seed", required=True, help="the seed that the run told at its end")
+    parser.add_argument("student", help="as in the gradebook: the key, or the name where only one has it")
+    parser.add_argument(
+        "--seed", help="one that a run told at its end; default: the one that drew this grade"
+    )
     parser.add_argument(
         "--results",
         type=Path,
@@ -57,18 +60,40 @@ def add_regrade_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run ``effattn grade``; returns its exit status."""
+    """Run ``effattn grade``; returns its exit status: 130 where it was stopped with Ctrl-C."""
     if args.jobs < 1:
         raise ValueError(f"--jobs: expected at least 1, got {args.jobs}")
     if args.seconds <= 0:
         raise ValueError(f"--seconds: expected more than 0, got {args.seconds:g}")
     assignment = assignment_of(args.assignment, args.submissions)
     boundary = None if args.scheduler else checked_boundary()
-    submissions = collect(args.submissions, assignment)
+    notes: list[str] = []
+    submissions = collect(args.submissions, assignment, notes)
     if not submissions:
         raise ValueError(f"SUBMISSIONS: no student's notebook was found in {args.submissions}")
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     if not args.no_replay and not args.scheduler:
         _prepare_model()
+    try:
+        _grade_all(args, assignment, submissions, boundary)
+    except KeyboardInterrupt:
+        print(f"\nstopped; the same command goes on: what is graded stays in {args.out}", file=sys.stderr)
+        return 130
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ValueError(
+            f"--out: no space left where {args.out} is, or in the folder for temporary files; make room and give "
+            "the same command again, what is graded is kept"
+        ) from None
+    return 0
+
+
+def _grade_all(
+    args: argparse.Namespace, assignment: Assignment, submissions: Sequence[Submission], boundary: str | None
+) -> None:
+    """Grade what is new and write all that is made from the results together."""
     with Store(args.out, assignment) as store:
         known = store.results()
         todo = [s for s in submissions if s.student not in known or known[s.student].digest != s.digest()]
@@ -85,19 +110,15 @@ def run(args: argparse.Namespace) -> int:
             for done in _graded([Task(s, assignment, options) for s in todo], args, store):
                 store.add(done.result, done.source)
         _finish(store)
-    return 0
 
 
 def run_regrade(args: argparse.Namespace) -> int:
     """Run ``effattn regrade``: 0 where the result is the recorded one, 1 where it is not. Writes nothing."""
     with reading(args.results) as store:
-        recorded = store.results().get(args.student)
-        if recorded is None:
-            raise ValueError(
-                f"STUDENT: {args.student!r} is not in {args.results}; there are {', '.join(store.results())}"
-            )
+        recorded = _student(args.student, store.results(), args.results)
+        seed = args.seed or store.seed_of(recorded)
         where = args.submissions or Path(store.run().get("submissions", ""))
-        found = [s for s in collect(where, store.assignment) if s.student == args.student]
+        found = [s for s in collect(where, store.assignment) if s.student == recorded.student]
         if not found:
             raise ValueError(f"--submissions: {args.student!r} has handed in nothing in {where}")
         if found[0].digest() != recorded.digest:
@@ -105,13 +126,13 @@ def run_regrade(args: argparse.Namespace) -> int:
         checked_boundary()
         os.environ.setdefault("TRITON_INTERPRET", "1")
         # The seed may be the run's or the student's own.
-        own = commitment(args.seed) == recorded.sealed
+        own = commitment(seed) == recorded.sealed
         assignment = store.assignment
         if own and assignment.seed_per_student:
             from dataclasses import replace
 
             assignment = replace(assignment, seed_per_student=False)
-        result = grade(Task(found[0], assignment, Options(args.seed, replay=False))).result
+        result = grade(Task(found[0], assignment, Options(seed, replay=False))).result
     same = _outcome(result) == _outcome(recorded)
     for exercise in result.exercises:
         failing = ", ".join(v.property for v in exercise.verdicts if not v.passed)
@@ -122,6 +143,19 @@ def run_regrade(args: argparse.Namespace) -> int:
     if result.sealed != recorded.sealed:
         print("note: the recorded grade was drawn with another seed", file=sys.stderr)
     return 0 if same else 1
+
+
+def _student(asked: str, results: dict[str, StudentResult], where: Path) -> StudentResult:
+    """By key, else by name. ValueError where nobody or more than one is called so."""
+    if asked in results:
+        return results[asked]
+    named = [r for r in results.values() if r.name.casefold() == asked.casefold()]
+    if len(named) == 1:
+        return named[0]
+    if named:
+        keys = ", ".join(r.student for r in named)
+        raise ValueError(f"STUDENT: {asked!r} is the name of more than one; say which of {keys}")
+    raise ValueError(f"STUDENT: {asked!r} is not in {where}; there are {', '.join(results)}")
 
 
 def _outcome(result: StudentResult) -> list[Any]:
@@ -179,7 +213,7 @@ def _graded(tasks: Sequence[Task], args: argparse.Namespace, store: Store) -> It
     try:
         if not sys.stdout.isatty():
             for number, done in enumerate(results, start=1):
-                print(f"[{number}/{len(tasks)}] {done.result.student}  {done.result.total:g}", flush=True)
+                print(f"[{number}/{len(tasks)}] {_line(done.result)}", flush=True)
                 yield done
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -197,6 +231,11 @@ def _graded(tasks: Sequence[Task], args: argparse.Namespace, store: Store) -> It
                 progress.update(bar, rate=f"{60 * speed:.1f} a minute" if speed else "")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _line(result: StudentResult) -> str:
+    """``adams_jo  12``, with what a person should look at."""
+    return f"{result.student}  {result.total:g}" + ("  (see problems)" if result.problems else "")
 
 
 def _versions() -> dict[str, str]:
@@ -243,7 +282,11 @@ def _finish(store: Store) -> None:
         f"{len(results)} results, mean {_mean(results):.2f} of {assignment.points:g}: {store.root / 'gradebook.csv'}"
     )
     print("machine " + json.dumps({"versions": record["versions"], "seeds": seeds}))
-    print(f"again, for one student: effattn regrade STUDENT --seed {seeds[-1]} --results {store.root}")
+    if troubled := [r.student for r in results if r.problems]:
+        shown = ", ".join(troubled[:8]) + (", ..." if len(troubled) > 8 else "")
+        print(f"look at {len(troubled)} by hand, column problems: {shown}")
+    print(f"how the class did: effattn report {store.root}")
+    print(f"again, for one student: effattn regrade STUDENT --results {store.root}")
 
 
 def _mean(results: Sequence[StudentResult]) -> float:

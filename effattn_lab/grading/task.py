@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import functools
 import glob
 import shutil
@@ -50,6 +51,9 @@ class Done:
     result: StudentResult
     source: str
 
+
+#: The machine's own failures: no disk, no memory, no more files. They say nothing of a submission.
+_OURS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 
 #: Torch's switches and the counters of traffic belong to the process: threads of a worker take turns.
 _turn = threading.Lock()
@@ -101,6 +105,7 @@ def grade(task: Task) -> Done:
     Raises:
         NoBoundary: code cannot be isolated on this machine.
         RuntimeError: the machine has another version of the package than the assignment's.
+        OSError: the machine has no disk, memory or files left.
     """
     if effattn_lab.__version__ != task.assignment.version:
         raise RuntimeError(
@@ -117,6 +122,8 @@ def grade(task: Task) -> Done:
         except NoBoundary:
             raise
         except Exception as error:  # one submission must not end the grading of all
+            if isinstance(error, OSError) and error.errno in _OURS:
+                raise
             return given_up(task, f"the grader failed on it ({type(error).__name__}: {str(error)[:100]})")
 
 
@@ -136,7 +143,8 @@ def _grade(task: Task) -> Done:
         lab = _Lab(plan, notebook, seed, task)
         exercises += lab.exercises()
         changed += lab.changed
-        problems += lab.problems
+        # `collect` may have said the same of the file.
+        problems += [p for p in lab.problems if not any(q.endswith(p.partition(": ")[2]) for q in problems)]
         sources += [f"# ---- cell {number}\n{source}" for number, source in lab.cells]
         if options.replay and not lab.problems:
             replays.append(lab.replay())

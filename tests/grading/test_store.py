@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import signal
 import stat
+import sys
+import time
 from argparse import Namespace
 from datetime import datetime, timezone
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -27,6 +31,9 @@ from effattn_lab.grading.model import (
 )
 from effattn_lab.grading.store import Store, StoreError, commitment, student_seed
 
+sys.path.insert(0, str(Path(__file__).parent))
+import command
+
 PLAN = LabPlan("full/flash", "flash.ipynb", "0" * 64, (Item("full/flash/merge", "merge", 2.0),), ())
 ASSIGNMENT = Assignment(
     "Flash", "0.1.0", (PLAN,), datetime(2026, 12, 24, tzinfo=timezone.utc), LateRule(), seed_per_student=True
@@ -37,7 +44,7 @@ STUDENTS = ("alice", "bob", "carol")
 def canned(work):
     """What grading would give; pure, so that a run can be compared with another."""
     submission, seed = work.submission, work.options.seed
-    mine = student_seed(seed, submission.student, ASSIGNMENT.seed_per_student)
+    mine = student_seed(seed, submission.student, work.assignment.seed_per_student)
     points = 2.0 if submission.student != "bob" else 0.0
     verdicts = (Verdict("one", True), Verdict("two", points > 0, "off", "hint"))
     result = ExerciseResult("full/flash/merge", "passed" if points else "failed", points, 2.0, verdicts)
@@ -199,6 +206,72 @@ def test_a_changed_submission_is_graded_again_alone(klass, tmp_path):
     path.write_text(path.read_text().replace('"cells": []', '"cells": [ ]'))
     assert graded(klass, out, log)
     assert log.read_text().split() == [*STUDENTS, "bob"]
+
+
+def stopping(monkeypatch, error):
+    """Canned results, and then ``error`` instead of the last one."""
+
+    def grade(tasks, jobs, scratch):
+        for work in tasks[:-1]:
+            yield canned(work)
+        raise error
+
+    monkeypatch.setattr(pool, "on_this_machine", grade)
+    monkeypatch.setattr(run, "checked_boundary", lambda: "0.8")
+
+
+def test_ctrl_c_says_how_to_go_on(klass, tmp_path, monkeypatch, capsys):
+    stopping(monkeypatch, KeyboardInterrupt())
+    out = tmp_path / "out"
+    assert run.run(arguments(klass, out)) == 130
+    assert "stopped; the same command goes on" in capsys.readouterr().err
+    assert sorted(p.stem for p in (out / "students").iterdir()) == ["alice", "bob"]
+    assert not json.loads((out / "run.json").read_text())["complete"]
+
+
+def test_ctrl_c_does_not_wait_for_what_runs(tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pool, "grade", command.sleeps)
+    monkeypatch.setattr(pool, "wait", interrupted)
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        list(pool.on_this_machine([SimpleNamespace(submission=SimpleNamespace(student="ann"))], 1, tmp_path))
+    assert time.monotonic() - began < 45, "the call sleeps for 60"
+
+
+def test_a_full_disk_is_nobodys_zero(klass, tmp_path, monkeypatch):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    stopping(monkeypatch, full)
+    with pytest.raises(ValueError, match=r"^--out: no space left where .* the same command again"):
+        run.run(arguments(klass, tmp_path / "out"))
+
+    def fails(work):
+        raise full
+
+    work = task.Task(None, SimpleNamespace(version=run.effattn_lab.__version__), task.Options("5eed"))
+    monkeypatch.setattr(task, "checked_boundary", lambda: "0.8")
+    monkeypatch.setattr(task, "_grade", fails)
+    with pytest.raises(OSError, match="No space left"):
+        task.grade(work)
+
+
+def test_regrade_finds_seed_and_student(klass, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    (klass / "carol").rename(klass / "Carol Ann")
+    assert graded(klass, out, tmp_path / "log", seed=None)
+    before = everything(out)
+    monkeypatch.setattr(run, "checked_boundary", lambda: "0.8")
+    monkeypatch.setattr(run, "grade", canned)
+    again = Namespace(student="carol ann", seed=None, results=out, submissions=None)
+    assert run.run_regrade(again) == 0
+    said = capsys.readouterr()
+    assert "total 2; recorded 2: the same" in said.out
+    assert said.err == ""
+    assert everything(out) == before
+    with pytest.raises(ValueError, match=r"'dora' is not in .*; there are Carol-Ann, alice, bob"):
+        run.run_regrade(Namespace(student="dora", seed=None, results=out, submissions=None))
 
 
 def test_two_runs_do_not_meet(tmp_path):
