@@ -19,7 +19,14 @@ from typing import Any
 from effattn_lab import __version__
 from effattn_lab.grading.model import Assignment, Credit, LabPlan, LateRule
 from effattn_lab.grading.release_plan import plan_of, read_lab
-from effattn_lab.grading.release_text import due_words, instructions, points_words, table
+from effattn_lab.grading.release_text import (
+    HONESTY,
+    due_words,
+    instructions,
+    late_words,
+    points_words,
+    table,
+)
 from effattn_lab.grading.text import plural
 
 MANIFEST, INSTRUCTIONS = "assignment.json", "INSTRUCTIONS.md"
@@ -57,7 +64,9 @@ def run(args: argparse.Namespace) -> int:
     print(f"{out / MANIFEST}: for grading")
     if due:
         zone = "" if _has_zone(args.due) else " (the time zone of this machine, for none was given)"
-        print(f"Due {due_words(due)}{zone}.")
+        print(f"Due {due_words(due)}{zone}. {late_words(assignment.late)}")
+        if due < datetime.now(due.tzinfo):
+            print("note: that is in the past")
     else:
         print("No due date: nothing is late.")
     return 0
@@ -77,7 +86,7 @@ def release(
 
     Args:
         out: folder to make. One that is not empty is refused, unless it is an earlier release with the same title
-            and labs, which is replaced.
+            and labs, which is replaced; what the instructor wrote under "Academic honesty" is kept.
         labs: ``part/slug``; all labs of the checkout by default.
         due: with a time zone. Default: no due date.
         points_file: YAML with any of ``title``, ``points`` (id: number; 1 each by default, 0 leaves an exercise out),
@@ -114,7 +123,7 @@ def release(
         plans.append(dataclasses.replace(plan, sha256=hashlib.sha256(text.encode()).hexdigest()))
         files[plan.file] = text
     assignment = dataclasses.replace(assignment, labs=tuple(plans))
-    files[INSTRUCTIONS] = instructions(assignment)
+    files[INSTRUCTIONS] = _kept_honesty(Path(out), instructions(assignment))
     files[MANIFEST] = json.dumps(assignment.to_json(), indent=1, ensure_ascii=False) + "\n"
     _write(Path(out), files, assignment)
     return assignment
@@ -279,6 +288,21 @@ def _write(out: Path, files: dict[str, str], assignment: Assignment) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _kept_honesty(out: Path, text: str) -> str:
+    """``text`` with the section that the instructor wrote into an earlier one. ValueError where more was edited."""
+    try:
+        earlier, there = load_assignment(out), (out / INSTRUCTIONS).read_text(encoding="utf-8")
+    except (ValueError, OSError):  # nothing to keep; `_replaceable` says what else may be wrong
+        return text
+    above, heading, theirs = there.partition(HONESTY)
+    if not heading or above != instructions(earlier).partition(HONESTY)[0]:
+        raise ValueError(
+            f"OUT: {str(out / INSTRUCTIONS)!r} was edited, or another version wrote it; name a new folder, or move "
+            "the file away"
+        )
+    return text.partition(HONESTY)[0] + HONESTY + theirs
+
+
 def _replaceable(out: Path, assignment: Assignment) -> bool:
     """Is there an earlier release of this assignment? ValueError where there is anything else."""
     if out.is_symlink() or (out.exists() and not out.is_dir()):
@@ -295,7 +319,9 @@ def _replaceable(out: Path, assignment: Assignment) -> bool:
         raise ValueError(f"OUT: {str(out)!r} holds more than a release: {foreign[0]!r:.80}")
     same = {plan.lab for plan in earlier.labs} == {plan.lab for plan in assignment.labs}
     if earlier.title != assignment.title or not same:
-        raise ValueError(f"OUT: {str(out)!r} holds another assignment, {earlier.title!r:.120}")
+        raise ValueError(
+            f"OUT: {str(out)!r} holds another assignment, {earlier.title!r:.120}; name a new folder"
+        )
     return True
 
 

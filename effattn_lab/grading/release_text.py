@@ -8,6 +8,9 @@ from datetime import datetime
 from effattn_lab.grading.model import Assignment, Item, LabPlan, LateRule
 from effattn_lab.grading.text import number
 
+#: The heading of the section that is the instructor's own.
+HONESTY = "## Academic honesty\n"
+
 
 def due_words(due: datetime) -> str:
     """``2026-12-24 23:59 (UTC+01:00)``."""
@@ -110,7 +113,6 @@ notebook, and test the same properties. {credit}
 You will get a page that says for each exercise which properties hold, with a hint for those that do not. It shows
 no hidden input and no expected value.
 
-## Academic honesty
-
+{HONESTY}
 *(Your instructor fills in this line: what may be discussed, which tools may be used, what must be declared.)*
 """

@@ -206,7 +206,12 @@ def test_dates(capsys, tmp_path, monkeypatch):
     assert run(options(tmp_path / "a", due="2026-12-24T23:59")) == 0
     assert "the time zone of this machine" in capsys.readouterr().out
     assert run(options(tmp_path / "b", due="2026-12-24T23:59+01:00")) == 0
-    assert "Due 2026-12-24 23:59 (UTC+01:00)." in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Due 2026-12-24 23:59 (UTC+01:00). Up to 10 minutes late nothing is lost;" in said
+    assert run(options(tmp_path / "c", due="2020-12-24T23:59+01:00")) == 0
+    assert "in the past" in capsys.readouterr().out
+    assert run(options(tmp_path / "d", due="9020-12-24T23:59+01:00")) == 0
+    assert "in the past" not in capsys.readouterr().out
 
 
 def test_late_words():
@@ -215,6 +220,26 @@ def test_late_words():
         "at most 50 %."
     )
     assert late_words(LateRule(percent_per_day=0)) == "Late submissions lose nothing."
+
+
+def test_what_the_instructor_wrote_is_kept(tmp_path):
+    out, page = tmp_path / "week", tmp_path / "week" / "INSTRUCTIONS.md"
+    release(out, ["full/flash"], due=DUE)
+    above, heading, ours = page.read_text(encoding="utf-8").partition("## Academic honesty\n")
+    assert "fills in" in ours
+    page.write_text(f"{above}{heading}\nTalk, then write alone.\n", encoding="utf-8")
+    release(out, ["full/flash"], due=DUE + timedelta(days=1))
+    text = page.read_text(encoding="utf-8")
+    assert "Due 2026-12-25" in text
+    assert text.endswith("## Academic honesty\n\nTalk, then write alone.\n")
+    page.write_text("Come to my office.\n" + text, encoding="utf-8")
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    with pytest.raises(ValueError, match="was edited, or another version wrote it; name a new folder"):
+        release(out, ["full/flash"], due=DUE)
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    page.unlink()
+    release(out, ["full/flash"], due=DUE)
+    assert "fills in" in page.read_text(encoding="utf-8")
 
 
 def test_what_is_not_overwritten(made, tmp_path):
