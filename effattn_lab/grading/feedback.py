@@ -23,7 +23,7 @@ _STATUS = {
     "passed": "passed: every property holds",
     "failed": "a property does not hold",
     "not written": "not written: the blank is empty",
-    "missing": "missing: no cell defines this function",
+    "missing": "missing: this function was not found",
     "stopped": "stopped: it crashed, or took too long or too much memory",
 }
 
@@ -37,8 +37,11 @@ def page(assignment: Assignment, result: StudentResult) -> str:
     ]
     parts.append(_checks(result))
     parts.append(_replays(result))
+    credit = "An exercise earns its points when every property holds, else nothing."
+    if assignment.credit == "properties":
+        credit = "An exercise earns points in proportion to the properties that hold."
     parts.append(
-        '<p class="soft">Graded on hidden inputs, with effattn-lab '
+        f'<p class="soft">{credit} Graded on hidden inputs, with effattn-lab '
         f"{escaped(assignment.version)}. They are of the same kinds as those of the self-checks.</p>"
     )
     return document(f"{assignment.title}: {result.name}", "\n".join(part for part in parts if part))
@@ -109,7 +112,8 @@ def _summary(assignment: Assignment, result: StudentResult) -> str:
         lines += ["<h2>About what you handed in</h2>", _list(result.problems)]
     lines.append("<h2>How the total comes about</h2>")
     rows = [
-        f'<tr><th scope="row"><a href="#e{n}">{escaped(_title(e.id))}</a></th><td>{escaped(e.status)}</td>'
+        f'<tr><th scope="row"><a href="#e{n}">{escaped(_title(e.id))}</a></th>'
+        f'<td class="word">{escaped(e.status)}</td>'
         f'<td class="n">{number(e.points)} of {number(e.possible)}</td></tr>'
         for n, e in enumerate(result.exercises)
     ]
@@ -173,7 +177,8 @@ def _exercise(exercise: ExerciseResult) -> str:
     if exercise.cause:
         parts.append(f"<p><strong>Likely cause.</strong> {escaped(exercise.cause, _LINE)}</p>")
     if exercise.error:
-        parts.append(f"<h3>What your code raised</h3><pre>{escaped(exercise.error, _TEXT, lines=True)}</pre>")
+        heading = "Why" if exercise.status == "missing" else "What your code raised"
+        parts.append(f"<h3>{heading}</h3><pre>{escaped(exercise.error, _TEXT, lines=True)}</pre>")
     if exercise.verdicts:
         held = sum(v.passed for v in exercise.verdicts)
         parts.append(f"<h3>Properties: {held} of {len(exercise.verdicts)} hold</h3>")
@@ -198,7 +203,8 @@ def _checks(result: StudentResult) -> str:
         return ""
     return (
         "<h2>Changed self-checks</h2><p>These cells are not as they were released. Points do not depend on them; "
-        "what they print was ignored.</p>" + _list(result.changed_checks)
+        "what they print was ignored. Cells are counted from the top, text included.</p>"
+        + _list(result.changed_checks)
     )
 
 
@@ -215,8 +221,8 @@ def _replays(result: StudentResult) -> str:
     if not parts:
         return ""
     return (
-        "<h2>Cells that do not run</h2><p>Your notebook, run from the top. For your information: no points.</p>"
-        + ("".join(parts))
+        "<h2>Cells that do not run</h2><p>Your notebook, run from the top. For your information: no points. Cells "
+        "are counted from the top, text included.</p>" + ("".join(parts))
     )
 
 

@@ -23,6 +23,9 @@ th, td { text-align: left; vertical-align: top; padding: .35rem .6rem .35rem 0;
   border-bottom: 1px solid var(--line); }
 th { font-weight: 600; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td.word { overflow-wrap: normal; }
+td.long { min-width: 16rem; }
+th { overflow-wrap: normal; }
 code, pre { font: .875rem/1.5 ui-monospace, "DejaVu Sans Mono", monospace; }
 pre { background: var(--panel); border: 1px solid var(--line); border-radius: 4px; padding: .6rem .8rem;
   margin: .5rem 0; white-space: pre-wrap; overflow-wrap: anywhere; }
@@ -39,6 +42,7 @@ ul.properties div { margin-left: 0; color: var(--soft); }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 0 1rem; }
 .pair > div { min-width: 0; }
 mark { background: var(--mark); color: inherit; }
+details { margin: .6rem 0; } summary { cursor: pointer; font-weight: 600; }
 figure { margin: 1rem 0; } img { max-width: 100%; height: auto; border-radius: 4px; }
 figcaption { color: var(--soft); }
 .scroll { overflow-x: auto; }

@@ -11,6 +11,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from effattn_lab._atomic import write_atomic
 from effattn_lab.grading.model import Assignment, StudentResult, source_digest
@@ -46,7 +47,10 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.results)
     assignment, results = load_results(folder)
     print(f"{plural(len(results), 'student')}; comparing their code ...", flush=True)
-    text = page(assignment, results, load_sources(folder, results), threshold)
+    complete = is_complete(folder)
+    if not complete:
+        print("note: the run is not finished; this is what is graded so far")
+    text = page(assignment, results, load_sources(folder, results), threshold, complete=complete)
     path = folder / PAGE
     write_atomic(path, text.encode())
     totals = [result.total for result in results]
@@ -71,6 +75,15 @@ def load_results(folder: Path) -> tuple[Assignment, list[StudentResult]]:
     return assignment, sorted(results, key=lambda result: result.student)
 
 
+def is_complete(folder: Path) -> bool:
+    """Did ``effattn grade`` reach its end? True where nothing says so."""
+    try:
+        record = json.loads(_text(folder / "run.json", _MAX_RESULT))
+    except (OSError, ValueError, RecursionError):
+        return True
+    return not isinstance(record, dict) or record.get("complete") is not False
+
+
 def load_sources(folder: Path, results: Iterable[StudentResult]) -> dict[str, str]:
     """Student → code of the student's own cells, for those that have any."""
     found = {}
@@ -82,7 +95,12 @@ def load_sources(folder: Path, results: Iterable[StudentResult]) -> dict[str, st
 
 
 def page(
-    assignment: Assignment, results: Sequence[StudentResult], sources: Mapping[str, str], threshold: float
+    assignment: Assignment,
+    results: Sequence[StudentResult],
+    sources: Mapping[str, str],
+    threshold: float,
+    *,
+    complete: bool = True,
 ) -> str:
     """The report as one HTML page.
 
@@ -91,12 +109,15 @@ def page(
         results: at least one.
         sources: student → own code, cells after lines ``# ---- cell N``.
         threshold: which pairs are listed, see `similarity.pairs`.
+        complete: False where students are still to be graded.
     """
     from effattn_lab.grading import report_pictures as pictures
 
     parts = [
         f"<h1>{escaped(assignment.title)}: how the class did</h1>",
         _summary(assignment, results),
+        "" if complete else "<p><strong>The run is not finished: this is what is graded so far.</strong></p>",
+        _attention(results),
         "<h2>Totals</h2>",
         _figure(*pictures.totals(assignment, results), "Totals after the late penalty."),
         "<h2>By exercise</h2>",
@@ -122,6 +143,37 @@ def _summary(assignment: Assignment, results: Sequence[StudentResult]) -> str:
         f"<p>{plural(len(results), 'student')}. Mean {number(round(statistics.fmean(totals), 2))}, median "
         f"{number(round(statistics.median(totals), 2))} of {number(assignment.points)} points. "
         f"{everything} passed every exercise; {late} lost points for being late.</p>"
+    )
+
+
+def _attention(results: Sequence[StudentResult]) -> str:
+    """Whom to look at first, and why, with links to the students' pages; the sections below have the details."""
+    rows = []
+    for result in results:
+        why = []
+        if result.problems:
+            why.append(result.problems[0] + (" (and more)" if len(result.problems) > 1 else ""))
+        if stopped := [e.id for e in result.exercises if e.status == "stopped"]:
+            why.append(f"stopped: {', '.join(stopped)}")
+        if result.changed_checks:
+            why.append("changed self-checks")
+        if not result.raw and any(e.status in ("failed", "stopped") for e in result.exercises):
+            why.append("tried, and nothing passed")
+        if why:
+            page_of = f"feedback/{quote(result.student)}.html"
+            rows.append(
+                f'<tr><td><a href="{escaped(page_of)}">{escaped(_who(result))}</a></td>'
+                f'<td class="n">{number(result.total)}</td><td class="long">{escaped("; ".join(why), 400)}</td></tr>'
+            )
+    if not rows:
+        return "<h2>Whom to look at</h2><p>Nobody: no problems, no changed self-checks.</p>"
+    head = (
+        '<tr><th scope="col">student</th><th scope="col" class="n">points</th><th scope="col">why</th></tr>'
+    )
+    more = f"<p>and {len(rows) - _MOST} more</p>" if len(rows) > _MOST else ""
+    return (
+        '<h2>Whom to look at</h2><div class="scroll" tabindex="0"><table><thead>'
+        f"{head}</thead><tbody>{''.join(rows[:_MOST])}</tbody></table></div>{more}"
     )
 
 
@@ -233,7 +285,7 @@ def _alike(
         "prints, look alike without having met. Look at what is odd in both: the same needless line, the same "
         "mistake.</p>"
         f'<p class="soft">{plural(len(sources), "submission")} compared. Under {LEAST_TOKENS} tokens of own code say '
-        "nothing and are left out. What is common is marked.</p>"
+        "nothing and are left out. Open a pair to see both; what is common is marked.</p>"
     )
     if not found:
         return intro + "<p>No pair was found.</p>"
@@ -248,8 +300,8 @@ def _alike(
             for name, student, marks in zip(who, (pair.first, pair.second), pair.marks)
         ]
         parts.append(
-            f"<h3>{escaped(who[0])} and {escaped(who[1])}: {100 * pair.score:.0f} %, "
-            f'{pair.tokens} tokens</h3><div class="pair">{"".join(sides)}</div>'
+            f"<details><summary>{escaped(who[0])} and {escaped(who[1])}: {100 * pair.score:.0f} %, "
+            f'{pair.tokens} tokens</summary><div class="pair">{"".join(sides)}</div></details>'
         )
     return "\n".join(parts)
 
@@ -293,6 +345,8 @@ def _who(result: StudentResult) -> str:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> str:
     kinds = [' class="n"' if n in numbers else "" for n in range(len(head))]
+    if head[-1] in ("hint", "cause", "what", "the first"):
+        kinds[-1] = ' class="long"'
     top = "".join(f'<th scope="col"{kind}>{escaped(name)}</th>' for name, kind in zip(head, kinds))
     body = "".join(
         "<tr>" + "".join(f"<td{kind}>{escaped(value, 400)}</td>" for value, kind in zip(row, kinds)) + "</tr>"

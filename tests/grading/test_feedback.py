@@ -140,6 +140,20 @@ def test_other_statuses(status):
     assert f"{status}: " in text_of(student(merge=status))
 
 
+def test_why_a_function_is_missing():
+    """Nothing was raised by the student's code where the file could not be read."""
+    exercise = ExerciseResult(MERGE.id, "missing", 0.0, 2, error="flash.ipynb: the notebook is not JSON")
+    text = page(ASSIGNMENT, dataclasses.replace(student(), exercises=(exercise,)))
+    assert "<h3>Why</h3><pre>flash.ipynb: the notebook is not JSON</pre>" in text
+    assert "What your code raised" not in text
+
+
+def test_how_points_are_given():
+    assert "An exercise earns its points when every property holds" in text_of(student())
+    shares = dataclasses.replace(ASSIGNMENT, credit="properties")
+    assert "in proportion to the properties" in page(shares, student())
+
+
 def test_late():
     at = (DUE + timedelta(minutes=130)).isoformat()
     text = text_of(student(submitted=at, late_minutes=130, late_percent=10))

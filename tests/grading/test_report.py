@@ -214,11 +214,15 @@ def test_the_page(graded, capsys):
         "cyd (Cyd) 130 min 10 % 0.35",
         "cyd (Cyd) the self-check of x was edited",
         "bob (Bob) no notebook was handed in",
+        "Whom to look at student points why bob (Bob) 0 no notebook was handed in cyd (Cyd) 3.15 changed self-checks "
+        "Totals",
         "3 submissions compared.",
         "ann (Ann Lee) and cyd (Cyd): 100 %",
         "a reason to look, not a finding",
     ):
         assert words in said, words
+    assert '<a href="feedback/bob.html">bob (Bob)</a>' in text
+    assert "not finished" not in said
     assert said.count(" tokens") == 2, "one pair, and the sentence above it"
     assert "<mark>" in text
     histogram, bars = page.alts
@@ -231,6 +235,19 @@ def test_the_page(graded, capsys):
     assert text.count("data:image/png;base64,iVBOR") == 2
     again = report.page(ASSIGNMENT, *_inputs(graded))
     assert again == text, "the same results, the same page"
+
+
+def test_whom_to_look_at(graded, capsys):
+    (graded / "run.json").write_text('{"complete": false}')
+    tried = student("gus", "Gus", merge="failed", step="stopped")
+    (graded / "students" / "gus.json").write_text(json.dumps(tried.to_json()))
+    assert run(graded) == 0
+    assert "not finished" in capsys.readouterr().out
+    text = (graded / "report.html").read_text(encoding="utf-8")
+    assert "The run is not finished" in text
+    assert "stopped: full/flash/tile_step; tried, and nothing passed" in Text(text).text
+    nobody = report.page(ASSIGNMENT, [student()], {}, 0.6)
+    assert "Nobody: no problems" in nobody
 
 
 def _inputs(folder):
