@@ -298,7 +298,7 @@ class Sitting:
         return Outcome(case, tuple(parts), *(numbers if len(numbers) == 3 else ()))
 
     def clean_kernel(self) -> tuple[Child | None, str]:
-        """A process with the kernel's text and our launcher; none of the student's cells ran in it, none runs beside it."""
+        """A process with the kernel's text and our launcher; no cell of the student's ran in it or runs beside it."""
         kernel = self.exercise.kernel
         assert kernel is not None
         child = self.boxes.alone().child()
