@@ -142,6 +142,8 @@ def load_assignment(path: str | Path) -> Assignment:
         raise ValueError(f"assignment: {file} cannot be read ({error.strerror})") from None
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{file}: not JSON ({error})") from None
+    if isinstance(data, dict) and "nbformat" in data:
+        raise ValueError(f"{file}: expected the {MANIFEST} of `effattn release`, got a notebook")
     assignment = Assignment.from_json(data)
     if assignment.due is not None and assignment.due.tzinfo is None:
         raise ValueError(f"{file}: due: expected a time with a time zone")

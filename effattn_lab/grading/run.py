@@ -81,7 +81,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"\nstopped; the same command goes on: what is graded stays in {args.out}", file=sys.stderr)
         return 130
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        # Copying a tree collects the reasons as text.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) and os.strerror(errno.ENOSPC) not in str(error):
             raise
         raise ValueError(
             f"--out: no space left where {args.out} is, or in the folder for temporary files; make room and give "

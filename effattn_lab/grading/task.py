@@ -122,7 +122,7 @@ def grade(task: Task) -> Done:
         except NoBoundary:
             raise
         except Exception as error:  # one submission must not end the grading of all
-            if isinstance(error, OSError) and error.errno in _OURS:
+            if isinstance(error, OSError) and (error.errno in _OURS or isinstance(error, shutil.Error)):
                 raise
             return given_up(task, f"the grader failed on it ({type(error).__name__}: {str(error)[:100]})")
 
@@ -238,13 +238,17 @@ def _gpu_devices() -> tuple[str, ...]:
 
 
 def lateness(submission: Submission, assignment: Assignment) -> tuple[timedelta, float, list[str]]:
-    """(how late, per cent taken off, a note where the two sources of time disagree)."""
+    """(how late in whole minutes, per cent taken off, a note where the two sources of time disagree).
+
+    Seconds do not count: pages show minutes, and 23:59:40 is not later than 23:59 to anybody who reads them.
+    """
     nothing = timedelta(0)
     if assignment.due is None:
         return nothing, 0.0, []
     late = nothing
     if submission.submitted is not None:
         late = max(nothing, submission.submitted - assignment.due)
+        late -= late % timedelta(minutes=1)
     percent = assignment.late.percent(late)
     if submission.late_flag and late == nothing:
         return late, percent, [

@@ -329,6 +329,11 @@ def test_manifests_refused(made, tmp_path, change, message):
         load_assignment(tmp_path / "none")
 
 
+def test_a_notebook_is_no_manifest(made):
+    with pytest.raises(ValueError, match=r"flash\.ipynb: expected the assignment\.json .* got a notebook"):
+        load_assignment(made[0] / "flash.ipynb")
+
+
 def test_files_of_labs_with_one_slug(made):
     from effattn_lab.grading.release_plan import plan_of, read_lab
 

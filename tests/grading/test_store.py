@@ -27,6 +27,7 @@ from effattn_lab.grading.model import (
     LabPlan,
     LateRule,
     StudentResult,
+    Submission,
     Verdict,
 )
 from effattn_lab.grading.store import Store, StoreError, commitment, student_seed
@@ -243,18 +244,34 @@ def test_ctrl_c_does_not_wait_for_what_runs(tmp_path, monkeypatch):
 
 def test_a_full_disk_is_nobodys_zero(klass, tmp_path, monkeypatch):
     full = OSError(errno.ENOSPC, "No space left on device")
-    stopping(monkeypatch, full)
-    with pytest.raises(ValueError, match=r"^--out: no space left where .* the same command again"):
-        run.run(arguments(klass, tmp_path / "out"))
+    copied = shutil.Error([("a", "b", str(full))])  # what copying a tree makes of it
+    for number, error in enumerate((full, copied)):
+        stopping(monkeypatch, error)
+        with pytest.raises(ValueError, match=r"^--out: no space left where .* the same command again"):
+            run.run(arguments(klass, tmp_path / f"out{number}"))
 
     def fails(work):
-        raise full
+        raise copied if work.options.replay else full
 
-    work = task.Task(None, SimpleNamespace(version=run.effattn_lab.__version__), task.Options("5eed"))
+    assignment = SimpleNamespace(version=run.effattn_lab.__version__)
     monkeypatch.setattr(task, "checked_boundary", lambda: "0.8")
     monkeypatch.setattr(task, "_grade", fails)
-    with pytest.raises(OSError, match="No space left"):
-        task.grade(work)
+    for replay in (True, False):
+        with pytest.raises(OSError, match="No space left"):
+            task.grade(task.Task(None, assignment, task.Options("5eed", replay=replay)))
+
+
+def test_late_to_the_minute():
+    def handed_in(*when):
+        time_ = datetime(2026, 12, *when, tzinfo=timezone.utc)
+        late, percent, _ = task.lateness(Submission("ann", "Ann", {}, time_), ASSIGNMENT)
+        return late.total_seconds() / 60, percent
+
+    assert handed_in(24, 0, 0, 59) == (0, 0)
+    assert handed_in(24, 0, 10, 59) == (10, 0), "the grace period ends with its last minute"
+    assert handed_in(24, 0, 11) == (11, 10)
+    assert handed_in(25, 0, 0, 59) == (1440, 10), "one day begun"
+    assert handed_in(25, 0, 1) == (1441, 20)
 
 
 def test_regrade_finds_seed_and_student(klass, tmp_path, monkeypatch, capsys):
