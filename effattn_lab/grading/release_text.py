@@ -47,7 +47,8 @@ def table(assignment: Assignment, plan: LabPlan) -> str:
     if assignment.credit == "properties":
         how = "An exercise earns points in proportion to the properties that hold."
     lines.append(
-        f"{how} Grading calls your functions on hidden inputs; printed self-checks are not the grade."
+        f"{how} Grading calls your functions on hidden inputs; printed self-checks are not the grade, and "
+        "`reference(...)` earns nothing."
     )
     return "\n".join(lines)
 
