@@ -1,0 +1,83 @@
+"""Which tiles each GPU gets for linear attention: one table, chosen with the x-ray (``effattn xray linear_attention``).
+
+A tile must compile without spills, fit the shared memory that one block may take, and use the tensor cores where
+the GPU has them. No tile here was chosen by timing.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from ._tiles import nearest
+
+
+class Tile(NamedTuple):
+    """``chunk`` tokens by ``block_k`` features by ``block_v`` values, for ``num_warps`` warps."""
+
+    chunk: int
+    block_k: int
+    block_v: int
+    num_warps: int
+    num_stages: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.chunk}x{self.block_k}x{self.block_v}"
+
+
+class Tiles(NamedTuple):
+    """One tile a kernel. The chunk is the same in all, as the kernels meet at its borders."""
+
+    states: Tile
+    outputs: Tile
+    delta: Tile
+    dstates: Tile
+    dqdk: Tile
+    dv: Tile
+
+
+def _row(chunk: int, *tiles: tuple[int, int, int, int]) -> Tiles:
+    states, outputs, dstates, dqdk, dv = (Tile(chunk, *t) for t in tiles)
+    return Tiles(states, outputs, Tile(chunk, 0, 64, 4, 1), dstates, dqdk, dv)
+
+
+# (architecture, bytes an element) -> chunk, then (BLOCK_K, BLOCK_V, warps, stages) for states, outputs, dstates,
+# dqdk and dv.
+TABLE: dict[tuple[str, int], Tiles] = {
+    ("interpreter", 2): _row(32, *[(32, 32, 4, 1)] * 5),
+    ("interpreter", 4): _row(32, *[(32, 32, 4, 1)] * 5),
+    ("sm75", 2): _row(32, *[(32, 32, 8, 1)] * 5),
+    ("sm75", 4): _row(32, *[(32, 32, 8, 1)] * 5),
+    ("sm80", 2): _row(64, *[(64, 64, 4, 2)] * 5),
+    ("sm80", 4): _row(32, *[(32, 32, 4, 2)] * 5),
+    ("sm89", 2): _row(64, *[(64, 64, 4, 2)] * 5),
+    ("sm89", 4): _row(32, *[(32, 32, 4, 2)] * 5),
+    ("sm90", 2): _row(64, *[(64, 64, 4, 2)] * 5),
+    ("sm90", 4): _row(32, *[(32, 32, 4, 2)] * 5),
+    ("sm100", 2): _row(64, *[(64, 64, 4, 2)] * 5),
+    ("sm100", 4): _row(32, *[(32, 32, 4, 2)] * 5),
+    ("sm120", 2): _row(64, *[(64, 64, 4, 2)] * 5),
+    ("sm120", 4): _row(32, *[(32, 32, 4, 2)] * 5),
+    ("gfx942", 2): _row(64, *[(64, 64, 4, 1)] * 5),
+    ("gfx942", 4): _row(64, *[(64, 64, 4, 1)] * 5),
+}
+
+
+def block(dim: int, largest: int) -> int:
+    """Width of a tile: the next power of two, from 16 (the least a ``tl.dot`` takes) to what the table allows."""
+    return min(largest, max(16, 1 << (dim - 1).bit_length()))
+
+
+def choose_tiles(key_dim: int, value_dim: int, dtype: torch.dtype, arch: str) -> Tiles:
+    """The table's row, cut to the dimensions there are. Unknown architectures get the cautious tiles of the T4."""
+    row = TABLE.get((nearest(arch), dtype.itemsize)) or TABLE["sm75", dtype.itemsize]
+    return Tiles(
+        *(
+            t._replace(block_k=block(key_dim, t.block_k), block_v=block(value_dim, t.block_v))
+            if t.block_k
+            else t._replace(block_v=block(value_dim, t.block_v))
+            for t in row
+        )
+    )
