@@ -77,8 +77,7 @@ def dpfp(x: torch.Tensor, nu: int = 1) -> torch.Tensor:
     ``phi(x)[i + 2 D (j - 1)] = r[i] r[i - j]`` for ``j = 1..nu``, indices modulo ``2 D``. One of ``relu(x_i)`` and
     ``relu(-x_i)`` is 0, so the features are sparse and inputs in different orthants tend to be orthogonal.
 
-    ``[..., D] -> [..., 2 D nu]``. Source: Schlag, Irie, Schmidhuber 2021, section 5.3. (fla-core 0.6 has
-    ``[relu(x), -relu(x)]`` here, another function, whose features can be negative.)
+    ``[..., D] -> [..., 2 D nu]``. Source: Schlag, Irie, Schmidhuber 2021, section 5.3.
     """
     check_positive_int("nu", nu)
     r = torch.cat([torch.relu(x), torch.relu(-x)], dim=-1)

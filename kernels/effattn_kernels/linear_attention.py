@@ -329,7 +329,18 @@ def launches(
         ("dv", _linear_attention_dv_kernel, tiles.dv),
     ]  # fmt: skip
     element = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]
-    in_dtype = {"q_ptr", "k_ptr", "v_ptr", "o_ptr", "do_ptr", "dq_ptr", "dk_ptr", "dv_ptr", "states_ptr", "dstates_ptr"}
+    in_dtype = {
+        "q_ptr",
+        "k_ptr",
+        "v_ptr",
+        "o_ptr",
+        "do_ptr",
+        "dq_ptr",
+        "dk_ptr",
+        "dv_ptr",
+        "states_ptr",
+        "dstates_ptr",
+    }
     values = {
         "K": head_dim, "V": value_dim, "GROUPS": groups, "CAUSAL": causal, "NORMALIZE": normalize,
         "TRACK_Z": normalize, "SCALED": dtype is torch.float16, "EARLY": not causal, "INITIAL": False, "FINAL": False,
