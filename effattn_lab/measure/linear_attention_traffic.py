@@ -1,10 +1,10 @@
 """What the six linear-attention kernels should move, by formula, and what they do move, counted.
 
-Notation: ``N_q, N_k`` lengths, ``K`` features, ``V`` values, ``e`` bytes an element, ``C`` the chunk, ``b_k, b_v`` the
-tile; ``T_k = ceil(K / b_k)``, ``T_v = ceil(V / b_v)`` tiles; ``M = ceil(N_q / C)`` chunks; ``G`` query heads a key
-head. Causal: borders ``J = M`` forward and ``J' = M + 1`` backward, and ``P`` key rows that stand in the same chunk as
-some query (``min(N_k, N_q)``); otherwise ``J = J' = 1`` and ``P = 0``. States are kept in the inputs' dtype, key sums
-and row factors in fp32. Per *key* head, then times ``B Hkv``; with the normaliser:
+Notation: ``N_q, N_k`` lengths, ``K`` features, ``V`` values, ``e`` bytes an element, ``C`` the chunk, ``b_k, b_v``
+the tile; ``T_k = ceil(K / b_k)``, ``T_v = ceil(V / b_v)`` tiles; ``M = ceil(N_q / C)`` chunks; ``G`` query heads a
+key head. Causal: borders ``J = M`` forward and ``J' = M + 1`` backward, and ``P = min(N_k, N_q)`` key rows in the same
+chunk as some query; otherwise ``J = J' = 1`` and ``P = 0``. States are kept in the inputs' dtype, key sums and row
+factors in fp32. Per *key* head, then times ``B Hkv``; with the normaliser:
 
 ========  ===================================================================  ==================================
 kernel    loads                                                                stores
@@ -81,7 +81,7 @@ def states_bytes(case: Case, tile: Any) -> int:
 
 
 def outputs_bytes(case: Case, tile: Any) -> int:
-    """Queries and keys once for each tile of V, values and states once; every query head reads the state for itself."""
+    """Queries and keys once for each tile of V, values and states once; each query head reads the state for itself."""
     _, tiles_v = _tiles(case, tile)
     chunks = case.chunks(tile.chunk)
     rows = tiles_v * case.key_dim * (case.seqlen_q + case.shared) + case.value_dim * case.shared
@@ -109,27 +109,24 @@ def dstates_bytes(case: Case, tile: Any) -> int:
 
 
 def dqdk_bytes(case: Case, tile: Any) -> int:
-    """For each tile of K: V and D for dK (all chunks of keys); for each query head dO, S and (causal) V for dQ.
+    """For each tile of K and query head: V, dO, S; causal K and Q; R, delta, z. Once a key head D and d.
 
-    Then, causal, K once and Q for each query head, and R, delta and z; dQ and dK are written.
+    Early chunks have no queries but read what a chunk reads, states included.
     """
     tiles_k, _ = _tiles(case, tile)
     key, value, size, norm = case.key_dim, case.value_dim, case.itemsize, case.normalize
-    chunks = case.chunks(tile.chunk)
-    programs = chunks + case.early(tile.chunk)
-    loads = tiles_k * size * value * case.seqlen_k
-    loads += programs * (case.state() + tiles_k * 4 * case.scaled + 4 * key * norm)
-    loads += size * key * case.seqlen_k * case.causal
-    rows = case.seqlen_q + case.seqlen_k * case.causal
-    per_head = tiles_k * size * value * rows + tiles_k * 8 * case.seqlen_q * norm
-    per_head += programs * (case.state() + tiles_k * 4 * case.scaled + 4 * key * norm)
-    per_head += size * key * case.seqlen_q * case.causal
+    programs = case.chunks(tile.chunk) + case.early(tile.chunk)
+    border = programs * (case.state() + tiles_k * 4 * case.scaled + 4 * key * norm)
+    per_head = border + tiles_k * size * value * (case.seqlen_q + case.seqlen_k)
+    per_head += (
+        size * key * (case.seqlen_q + case.seqlen_k) * case.causal + tiles_k * 8 * case.seqlen_q * norm
+    )
     stores = size * key * (case.groups * case.seqlen_q + case.seqlen_k)
-    return case.pairs * (loads + case.groups * per_head + stores)
+    return case.pairs * (border + case.groups * per_head + stores)
 
 
 def dv_bytes(case: Case, tile: Any) -> int:
-    """For each tile of V: K for the part from D, D; causal, for each query head K again, Q, R; dO once; dV written."""
+    """For each tile of V: K and D; causal, for each query head K again, Q, R, and dO; dV is written."""
     _, tiles_v = _tiles(case, tile)
     key, value, size = case.key_dim, case.value_dim, case.itemsize
     programs = case.chunks(tile.chunk) + case.early(tile.chunk)

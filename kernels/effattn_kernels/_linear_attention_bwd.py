@@ -7,8 +7,8 @@ With ``R_i = scale / (denominator_i + eps)`` and ``delta_i = dO_i . O_i`` (witho
     dk_j = sum_(i >= j) R_i (dO_i . v_j - delta_i) q_i     = D v_j - d + inside
     dv_j = sum_(i >= j) R_i (q_i . k_j) dO_i               = D^T k_j   + inside
 
-``D = sum R_i q_i dO_i^T`` and ``d = sum R_i delta_i q_i`` run over the queries of all *later* chunks: the gradients of
-the states, found in one pass from the end. Border ``c`` of D holds the queries from chunk c on.
+``D = sum R_i q_i dO_i^T`` and ``d = sum R_i delta_i q_i`` run over the queries of all *later* chunks: the gradients
+of the states, found in one pass from the end. Border ``c`` of D holds the queries from chunk c on.
 """
 
 from __future__ import annotations
@@ -168,36 +168,33 @@ def _linear_attention_dqdk_kernel(
     rows = tl.arange(0, CHUNK)
     first_q, first_k = chunk * CHUNK, offset + chunk * CHUNK
     offs_k = pid_k * BLOCK_K + tl.arange(0, BLOCK_K)
-    lower = rows[:, None] >= rows[None, :]
 
     dk = tl.zeros([CHUNK, BLOCK_K], tl.float32)
-    for start_v in range(0, V, BLOCK_V):
-        offs_v = start_v + tl.arange(0, BLOCK_V)
-        v = load_rows(v_ptr, first_k, rows, seqlen_k, stride_vn, offs_v, stride_vd, V, BLOCK_V)
-        d = load_state(dstates_ptr, dborder, offs_k, offs_v, K, V, BLOCK_K, BLOCK_V)
-        dk += dot(v, tl.trans(d))  # [CHUNK, BLOCK_K]
-    if SCALED:
-        dk *= tl.load(dweight_ptr + pair * num_dborders + dborder)
-    if TRACK_Z:
-        dk -= tl.load(dz_ptr + (pair * num_dborders + dborder) * K + offs_k, mask=offs_k < K, other=0.0)[None, :]
-    if CAUSAL:
-        k = load_rows(k_ptr, first_k, rows, seqlen_k, stride_kn, offs_k, stride_kd, K, BLOCK_K)
     for g in range(0, GROUPS):
         head = pair * GROUPS + g
-        relative, size = row_factors(r_ptr + head * seqlen_q, first_q, rows, seqlen_q, scale, NORMALIZE)
         dq = tl.zeros([CHUNK, BLOCK_K], tl.float32)
         p = tl.zeros([CHUNK, CHUNK], tl.float32)
         for start_v in range(0, V, BLOCK_V):
             offs_v = start_v + tl.arange(0, BLOCK_V)
+            v = load_rows(v_ptr, first_k, rows, seqlen_k, stride_vn, offs_v, stride_vd, V, BLOCK_V)
             do = load_rows(
                 do_ptr + g * stride_doh, first_q, rows, seqlen_q, stride_don, offs_v, stride_dod, V, BLOCK_V)
+            if CAUSAL:
+                p += dot(do, tl.trans(v))  # [queries, keys]
             s = load_state(states_ptr, border, offs_k, offs_v, K, V, BLOCK_K, BLOCK_V)
             dq += dot(do, tl.trans(s))
-            if CAUSAL:
-                v = load_rows(v_ptr, first_k, rows, seqlen_k, stride_vn, offs_v, stride_vd, V, BLOCK_V)
-                p += dot(do, tl.trans(v))  # [queries, keys]
+            if g == 0:  # later queries of all the group's heads are in D already
+                d = load_state(dstates_ptr, dborder, offs_k, offs_v, K, V, BLOCK_K, BLOCK_V)
+                dk += dot(v, tl.trans(d))  # [CHUNK, BLOCK_K]
         if SCALED:
             dq *= tl.load(weight_ptr + pair * num_borders + border)
+            if g == 0:
+                dk *= tl.load(dweight_ptr + pair * num_dborders + dborder)
+        if TRACK_Z:  # noqa: SIM102 (this one the compiler knows, that one only the GPU)
+            if g == 0:
+                dz_ptrs = dz_ptr + (pair * num_dborders + dborder) * K + offs_k
+                dk -= tl.load(dz_ptrs, mask=offs_k < K, other=0.0)[None, :]
+        relative, size = row_factors(r_ptr + head * seqlen_q, first_q, rows, seqlen_q, scale, NORMALIZE)
         if NORMALIZE:
             here = (first_q + rows >= 0) & (first_q + rows < seqlen_q)
             delta = tl.load(delta_ptr + head * seqlen_q + first_q + rows, mask=here, other=0.0)
@@ -205,9 +202,10 @@ def _linear_attention_dqdk_kernel(
             dq -= delta[:, None] * z[None, :]
             p -= delta[:, None]
         if CAUSAL:
-            q = load_rows(q_ptr + g * stride_qh, first_q, rows, seqlen_q, stride_qn, offs_k, stride_qd, K, BLOCK_K)
-            p = tl.where(lower, p, 0.0)
+            p = tl.where(rows[:, None] >= rows[None, :], p, 0.0)
+            k = load_rows(k_ptr, first_k, rows, seqlen_k, stride_kn, offs_k, stride_kd, K, BLOCK_K)
             dq += dot(cast(p, k.dtype), k)
+            q = load_rows(q_ptr + g * stride_qh, first_q, rows, seqlen_q, stride_qn, offs_k, stride_qd, K, BLOCK_K)
             dk += dot(tl.trans(cast(p * relative[:, None], q.dtype)), q) * size
         dq *= (relative * size)[:, None]
         store_rows(dq_ptr + head * seqlen_q * K, dq, first_q, rows, seqlen_q, offs_k, K)

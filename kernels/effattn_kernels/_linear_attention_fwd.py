@@ -43,7 +43,7 @@ def load_state(
 ):  # fmt: skip
     """A ``[BLOCK_K, BLOCK_V]`` tile of the ``[K, V]`` state at a border."""
     ptrs = ptr + tl.cast(border, tl.int64) * (K * V) + (offs_k[:, None] * V + offs_v[None, :])
-    if (K % BLOCK_K == 0) and (V % BLOCK_V == 0):  # noqa: SIM108
+    if (K % BLOCK_K == 0) and (V % BLOCK_V == 0):
         tile = tl.load(ptrs)
     else:
         tile = tl.load(ptrs, mask=(offs_k[:, None] < K) & (offs_v[None, :] < V), other=0.0)
@@ -67,7 +67,7 @@ def _linear_attention_states_kernel(
     EARLY: tl.constexpr, TRACK_Z: tl.constexpr, SCALED: tl.constexpr,
     INITIAL: tl.constexpr, FINAL: tl.constexpr,
 ):  # fmt: skip
-    """State and key sum at every border. Grid: (tiles of V, tiles of K, batch * key heads); a program walks all chunks.
+    """State and key sum at every border. Grid: (tiles of V, tiles of K, batch * key heads); each walks all chunks.
 
     The running sum stays in registers, in fp32. What is stored is its copy in the dtype of the inputs, since the
     reader's matrix product would round it to that anyway. fp16 ends at 65504, which a sum over a long sequence

@@ -58,8 +58,8 @@ def linear_attention_chunked(
         return_state: also return the state after the last key.
 
     Returns:
-        ``out [B, Hq, seqlen_q, V]`` in the dtype of q, and with ``return_state`` a `LinearState`. A query that sees no
-        key has output 0. All is differentiable once; gradients are the same bits on every run.
+        ``out [B, Hq, seqlen_q, V]`` in the dtype of q, and with ``return_state`` a `LinearState`. A query that sees
+        no key has output 0. All is differentiable once; gradients are the same bits on every run.
 
     Raises:
         ValueError: an argument is wrong; the message names it, what was expected and what came.
@@ -171,9 +171,15 @@ class _Case:
         heads = (self.batch, self.num_kv_heads)
         return self._empty(*heads, self.key_dim, self.value_dim), self._empty(*heads, self.key_dim)
 
-    def _grid(self, first: int, tile: Tile, dim: str, heads: int) -> tuple[int, int, int]:
-        width = _cdiv(self.key_dim, tile.block_k) if dim == "K" else _cdiv(self.value_dim, tile.block_v)
-        return first, width, self.batch * heads
+    def _tiles_of(self, tile: Tile) -> tuple[int, int]:
+        return _cdiv(self.key_dim, tile.block_k), _cdiv(self.value_dim, tile.block_v)
+
+    def _state_grid(self, tile: Tile) -> tuple[int, int, int]:
+        tiles_k, tiles_v = self._tiles_of(tile)
+        return tiles_v, tiles_k, self.batch * self.num_kv_heads
+
+    def _chunk_grid(self, tiles: int) -> tuple[int, int, int]:
+        return self.early + self.chunks, tiles, self.batch * self.num_kv_heads
 
     def states(self, s0, z0, final):  # type: ignore[no-untyped-def]
         from ._linear_attention_fwd import _linear_attention_states_kernel
@@ -184,7 +190,7 @@ class _Case:
         final_s, final_z = self._state_pair() if final else (None, None)
         size = s0.abs().amax((-1, -2)) if self.scaled and s0 is not None else weight
         with _on(self.q.device):
-            _linear_attention_states_kernel[self._grid(_cdiv(self.value_dim, tile.block_v), tile, "K", self.num_kv_heads)](
+            _linear_attention_states_kernel[self._state_grid(tile)](
                 self.k, self.v, s, weight, z,
                 weight if s0 is None else s0, weight if z0 is None else z0, size,
                 weight if final_s is None else final_s, weight if final_z is None else final_z,
@@ -203,7 +209,7 @@ class _Case:
         out = self._empty(self.batch, self.num_heads, self.seqlen_q, self.value_dim, dtype=self.q.dtype)
         factor = self._empty(self.batch, self.num_heads, self.seqlen_q) if options.normalize else None
         with _on(self.q.device):
-            _linear_attention_outputs_kernel[self._grid(self.chunks, tile, "V", self.num_heads)](
+            _linear_attention_outputs_kernel[(self.chunks, self._tiles_of(tile)[1], self.batch * self.num_heads)](
                 self.q, self.k, self.v, states.s, states.weight, states.z, out,
                 states.weight if factor is None else factor, options.scale, options.eps,
                 *self.q.stride(), *self.k.stride(), *self.v.stride(),
@@ -240,7 +246,7 @@ class _Case:
         track_z = options.normalize or final
         r = weight if factor is None else factor
         with _on(self.q.device):
-            _linear_attention_dstates_kernel[self._grid(_cdiv(self.value_dim, tile.block_v), tile, "K", self.num_kv_heads)](
+            _linear_attention_dstates_kernel[self._state_grid(tile)](
                 self.q, dout, r, delta, d, weight, z, options.scale,
                 dsT if final else weight, dzT if final else weight, size,
                 initial_s if initial else weight, initial_z if initial else weight,
@@ -257,7 +263,7 @@ class _Case:
         dq = self._empty(*self.q.shape, dtype=self.q.dtype)
         dk = self._empty(*self.k.shape, dtype=self.q.dtype)
         with _on(self.q.device):
-            _linear_attention_dqdk_kernel[self._grid(self.early + self.chunks, tile, "K", self.num_kv_heads)](
+            _linear_attention_dqdk_kernel[self._chunk_grid(self._tiles_of(tile)[0])](
                 self.q, self.k, self.v, dout, dstates.r, dstates.delta,
                 states.s, states.weight, states.z, dstates.d, dstates.weight, dstates.z, dq, dk, options.scale,
                 *self.q.stride(), *self.k.stride(), *self.v.stride(), *dout.stride(),
@@ -273,7 +279,7 @@ class _Case:
         tile, options, dout = self.tiles.dv, self.options, dstates.dout
         dv = self._empty(*self.v.shape, dtype=self.q.dtype)
         with _on(self.q.device):
-            _linear_attention_dv_kernel[self._grid(self.early + self.chunks, tile, "V", self.num_kv_heads)](
+            _linear_attention_dv_kernel[self._chunk_grid(self._tiles_of(tile)[1])](
                 self.q, self.k, dout, dstates.r, dstates.d, dstates.weight, dv, options.scale,
                 *self.q.stride(), *self.k.stride(), *dout.stride(),
                 self.num_kv_heads, self.seqlen_q, self.seqlen_k, self.offset, self.early, self.dborders,
@@ -301,7 +307,7 @@ def launches(
     normalize: bool = True,
     groups: int = 1,
 ) -> list[Launch]:
-    """The six kernels of `linear_attention_chunked` with the tiles they get on ``arch`` (``"sm80"``, ``"gfx942"``, ...).
+    """The six kernels of `linear_attention_chunked` with the tiles they get on ``arch`` (``"sm80"``, ...).
 
     ``head_dim`` features and ``value_dim`` values (default: as many). Contiguous inputs, no keys before the first
     query (unless not causal: then all), no initial state.
