@@ -2,8 +2,8 @@
 
 Notation: ``N_q, N_k`` lengths, ``K`` features, ``V`` values, ``e`` bytes an element, ``C`` the chunk, ``b_k, b_v``
 the tile; ``T_k = ceil(K / b_k)``, ``T_v = ceil(V / b_v)`` tiles; ``M = ceil(N_q / C)`` chunks; ``G`` query heads a
-key head. Causal: borders ``J = M`` forward and ``J' = M + 1`` backward, and ``P = min(N_k, N_q)`` key rows in the same
-chunk as some query; otherwise ``J = J' = 1`` and ``P = 0``. States are kept in the inputs' dtype, key sums and row
+key head. Causal: borders ``J = M`` forward and ``J' = M + 1`` backward, and ``P = min(N_k, N_q)`` key rows in chunks
+that have queries; otherwise ``J = J' = 1`` and ``P = 0``. States are kept in the inputs' dtype, key sums and row
 factors in fp32. Per *key* head, then times ``B Hkv``; with the normaliser:
 
 ========  ===================================================================  ==================================
@@ -81,7 +81,7 @@ def states_bytes(case: Case, tile: Any) -> int:
 
 
 def outputs_bytes(case: Case, tile: Any) -> int:
-    """Queries and keys once for each tile of V, values and states once; each query head reads the state for itself."""
+    """Queries and keys once for each tile of V, values and states once, by each query head."""
     _, tiles_v = _tiles(case, tile)
     chunks = case.chunks(tile.chunk)
     rows = tiles_v * case.key_dim * (case.seqlen_q + case.shared) + case.value_dim * case.shared

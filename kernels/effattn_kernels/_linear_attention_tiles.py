@@ -55,10 +55,10 @@ TABLE: dict[tuple[str, int], Tiles] = {
     ("sm89", 2): _row(64, (64, 64, 2, 2), (64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 3)),
     ("sm89", 4): _row(32, *[(32, 32, 4, 2)] * 2, (32, 32, 8, 2), *[(32, 32, 4, 2)] * 2),
     ("sm90", 2): _row(64, (64, 64, 2, 2), (64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2)),
-    ("sm90", 4): _row(32, *[(32, 32, 4, 2)] * 2, *[(32, 32, 8, 2)] * 2, (32, 32, 4, 2)),
-    ("sm100", 2): _row(64, (64, 64, 2, 2), (64, 64, 8, 2), (64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2)),
+    ("sm90", 4): _row(32, *[(32, 32, 4, 2)] * 2, (32, 32, 8, 2), *[(32, 32, 4, 2)] * 2),
+    ("sm100", 2): _row(64, (64, 32, 4, 3), (64, 64, 8, 2), (64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2)),
     ("sm100", 4): _row(32, *[(32, 32, 4, 2)] * 2, (32, 32, 8, 2), *[(32, 32, 4, 2)] * 2),
-    ("sm120", 2): _row(64, (64, 64, 2, 2), (64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2)),
+    ("sm120", 2): _row(64, (64, 32, 4, 3), (64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2)),
     ("sm120", 4): _row(32, *[(32, 32, 4, 2)] * 2, *[(32, 32, 8, 2)] * 2, (32, 32, 4, 2)),
     ("gfx942", 2): _row(64, *[(64, 64, 4, 1)] * 5),
     ("gfx942", 4): _row(64, *[(64, 64, 4, 1)] * 5),
@@ -68,6 +68,9 @@ TABLE: dict[tuple[str, int], Tiles] = {
 # with the tiles above dstates at head dim 60 spills on each of these GPUs, 56 bytes a thread on an A100 and 344 on an
 # RTX PRO 6000. More warps and smaller tiles hold it.
 UNALIGNED = _row(64, (64, 32, 4, 3), (64, 64, 8, 2), (64, 32, 8, 2), (32, 64, 8, 2), (64, 64, 8, 2))
+
+# fp16 states are scaled, one multiplication between two products, and dqdk then needs a few registers more.
+FP16_DQDK: dict[str, Tile] = {arch: Tile(64, 64, 32, 4, 2) for arch in ("sm80", "sm120")}
 
 
 def block(dim: int, largest: int) -> int:
@@ -85,6 +88,8 @@ def choose_tiles(key_dim: int, value_dim: int, dtype: torch.dtype, arch: str) ->
         and arch[:2] == "sm"
     ):
         row = UNALIGNED
+    elif dtype is torch.float16 and nearest(arch) in FP16_DQDK:
+        row = row._replace(dqdk=FP16_DQDK[nearest(arch)])
     return Tiles(*(_cut(t, key_dim, value_dim) for t in row))
 
 
