@@ -185,7 +185,7 @@ def rows(
         v = draw(num_kv_heads, seqlen_k, value_dim)
         linear_attention_chunked(q, k, v, causal=causal, normalize=normalize).sum().backward()
 
-    tiles = choose_tiles(head_dim, value_dim, names[dtype], architecture(q.device))
+    tiles = choose_tiles(head_dim, value_dim, names[dtype], architecture(q.device), num_heads // num_kv_heads)
     case = Case(
         batch, num_heads, num_kv_heads, seqlen_q, seqlen_k, head_dim, value_dim, q.element_size(), causal,
         normalize, names[dtype] is torch.float16,

@@ -50,11 +50,11 @@ TABLE: dict[tuple[str, int], Tiles] = {
     ("interpreter", 4): _row(32, *[(32, 32, 4, 1)] * 5),
     ("sm75", 2): _row(32, (32, 32, 8, 1), (32, 32, 8, 1), (32, 32, 8, 1), (16, 32, 8, 1), (32, 32, 8, 1)),
     ("sm75", 4): _row(32, *[(32, 32, 8, 1)] * 5),
-    ("sm80", 2): _row(64, (64, 64, 2, 2), (64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2)),
+    ("sm80", 2): _row(64, (64, 64, 2, 2), (64, 64, 2, 2), (64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 2, 2)),
     ("sm80", 4): _row(32, *[(32, 32, 4, 2)] * 2, (32, 32, 8, 2), *[(32, 32, 4, 2)] * 2),
     ("sm89", 2): _row(64, (64, 64, 2, 2), (64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 3)),
     ("sm89", 4): _row(32, *[(32, 32, 4, 2)] * 2, (32, 32, 8, 2), *[(32, 32, 4, 2)] * 2),
-    ("sm90", 2): _row(64, (64, 64, 2, 2), (64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2)),
+    ("sm90", 2): _row(64, (64, 64, 2, 2), (64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 2, 2)),
     ("sm90", 4): _row(32, *[(32, 32, 4, 2)] * 2, (32, 32, 8, 2), *[(32, 32, 4, 2)] * 2),
     ("sm100", 2): _row(64, (64, 32, 4, 3), (64, 64, 8, 2), (64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2)),
     ("sm100", 4): _row(32, *[(32, 32, 4, 2)] * 2, (32, 32, 8, 2), *[(32, 32, 4, 2)] * 2),
@@ -69,8 +69,11 @@ TABLE: dict[tuple[str, int], Tiles] = {
 # RTX PRO 6000. More warps and smaller tiles hold it.
 UNALIGNED = _row(64, (64, 32, 4, 3), (64, 64, 8, 2), (64, 32, 8, 2), (32, 64, 8, 2), (64, 64, 8, 2))
 
-# fp16 states are scaled, one multiplication between two products, and dqdk then needs a few registers more.
-FP16_DQDK: dict[str, Tile] = {arch: Tile(64, 64, 32, 4, 2) for arch in ("sm80", "sm120")}
+# fp16 states are scaled, one multiplication between two products, and dqdk then needs a few registers more. So it
+# does where query heads share a key head: its loop over them carries dK along, and with the tiles above spills 64
+# bytes a thread on an RTX PRO 6000.
+FP16_DQDK: dict[str, Tile] = {"sm80": Tile(64, 64, 32, 4, 2), "sm120": Tile(64, 32, 64, 4, 2)}
+GROUPED_DQDK = Tile(64, 32, 64, 4, 2)
 
 
 def block(dim: int, largest: int) -> int:
@@ -78,18 +81,17 @@ def block(dim: int, largest: int) -> int:
     return min(largest, max(16, 1 << (dim - 1).bit_length()))
 
 
-def choose_tiles(key_dim: int, value_dim: int, dtype: torch.dtype, arch: str) -> Tiles:
+def choose_tiles(key_dim: int, value_dim: int, dtype: torch.dtype, arch: str, groups: int = 1) -> Tiles:
     """The table's row, cut to the dimensions there are. Unknown architectures get the cautious tiles of the T4."""
-    row = TABLE.get((nearest(arch), dtype.itemsize)) or TABLE["sm75", dtype.itemsize]
-    if (
-        (key_dim % 16 or value_dim % 16)
-        and dtype.itemsize == 2
-        and row.states.chunk == 64
-        and arch[:2] == "sm"
-    ):
-        row = UNALIGNED
-    elif dtype is torch.float16 and nearest(arch) in FP16_DQDK:
-        row = row._replace(dqdk=FP16_DQDK[nearest(arch)])
+    arch = nearest(arch)
+    row = TABLE.get((arch, dtype.itemsize)) or TABLE["sm75", dtype.itemsize]
+    if arch.startswith("sm") and dtype.itemsize == 2 and row.states.chunk == UNALIGNED.states.chunk:
+        if key_dim % 16 or value_dim % 16:
+            row = UNALIGNED
+        elif groups > 1:
+            row = row._replace(dqdk=GROUPED_DQDK)
+        elif dtype is torch.float16 and arch in FP16_DQDK:
+            row = row._replace(dqdk=FP16_DQDK[arch])
     return Tiles(*(_cut(t, key_dim, value_dim) for t in row))
 
 

@@ -153,7 +153,7 @@ class _Case:
         self.batch, self.num_heads, self.seqlen_q, self.key_dim = q.shape
         self.num_kv_heads, self.seqlen_k, self.value_dim = k.shape[1], k.shape[2], v.shape[3]
         self.groups = self.num_heads // self.num_kv_heads
-        self.tiles = choose_tiles(self.key_dim, self.value_dim, q.dtype, architecture(q.device))
+        self.tiles = choose_tiles(self.key_dim, self.value_dim, q.dtype, architecture(q.device), self.groups)
         chunk = self.tiles.states.chunk
         # See _linear_attention_fwd: where the keys of chunk 0 begin, and how many chunks of keys come before.
         self.offset = self.seqlen_k - self.seqlen_q if options.causal else self.seqlen_k
@@ -325,7 +325,7 @@ def launches(
     from ._linear_attention_fwd import _linear_attention_outputs_kernel, _linear_attention_states_kernel
 
     value_dim = head_dim if value_dim is None else value_dim
-    tiles = choose_tiles(head_dim, value_dim, dtype, arch)
+    tiles = choose_tiles(head_dim, value_dim, dtype, arch, groups)
     kernels = [
         ("states", _linear_attention_states_kernel, tiles.states),
         ("outputs", _linear_attention_outputs_kernel, tiles.outputs),
