@@ -71,9 +71,9 @@ UNALIGNED = _row(64, (64, 32, 4, 3), (64, 64, 8, 2), (64, 32, 8, 2), (32, 64, 8,
 
 # fp16 states are scaled, one multiplication between two products, and dqdk then needs a few registers more. So it
 # does where query heads share a key head: its loop over them carries dK along, and with the tiles above spills 64
-# bytes a thread on an RTX PRO 6000.
+# bytes a thread on an RTX PRO 6000. And above 128 dimensions (bf16, 256, A100: 16 bytes).
 FP16_DQDK: dict[str, Tile] = {"sm80": Tile(64, 64, 32, 4, 2), "sm120": Tile(64, 32, 64, 4, 2)}
-GROUPED_DQDK = Tile(64, 32, 64, 4, 2)
+SMALL_DQDK = Tile(64, 32, 64, 4, 2)
 
 
 def block(dim: int, largest: int) -> int:
@@ -88,8 +88,8 @@ def choose_tiles(key_dim: int, value_dim: int, dtype: torch.dtype, arch: str, gr
     if arch.startswith("sm") and dtype.itemsize == 2 and row.states.chunk == UNALIGNED.states.chunk:
         if key_dim % 16 or value_dim % 16:
             row = UNALIGNED
-        elif groups > 1:
-            row = row._replace(dqdk=GROUPED_DQDK)
+        elif groups > 1 or max(key_dim, value_dim) > 128:
+            row = row._replace(dqdk=SMALL_DQDK)
         elif dtype is torch.float16 and arch in FP16_DQDK:
             row = row._replace(dqdk=FP16_DQDK[arch])
     return Tiles(*(_cut(t, key_dim, value_dim) for t in row))

@@ -230,7 +230,7 @@ def test_no_leak(dtype, token):
 
 
 def test_strides_and_same_bits_every_run():
-    q, k, v = draw((2, 4, 2, 37, 45, 16, 24), torch.float32)
+    q, k, v = draw((1, 2, 1, 37, 45, 16, 24), torch.float32)
     want = linear_attention_chunked(q, k, v, causal=True)
     do = torch.randn(want.shape, generator=torch.Generator().manual_seed(1)).to(DEVICE)
     grads = torch.autograd.grad(want, (q, k, v), do)
