@@ -10,10 +10,11 @@ import torch
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def check_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+def check_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, any_value_dim: bool = False) -> None:
     """Raise ``ValueError`` unless q, k, v are floating-point ``[B, H, N, D]`` tensors that fit together.
 
     ``q`` is ``[B, Hq, seqlen_q, D]``; ``k`` and ``v`` are ``[B, Hkv, seqlen_k, D]`` with Hq a multiple of Hkv.
+    With ``any_value_dim`` the last axis of ``v`` may differ from D.
     """
     for name, x in (("q", q), ("k", k), ("v", v)):
         if not isinstance(x, torch.Tensor):
@@ -33,9 +34,14 @@ def check_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
             raise ValueError(f"{name}: expected the dtype of q ({q.dtype}), got {x.dtype}")
         if x.shape[0] != q.shape[0]:
             raise ValueError(f"{name}: expected the batch size of q ({q.shape[0]}), got {x.shape[0]}")
-        if x.shape[3] != q.shape[3]:
+        if x.shape[3] != q.shape[3] and not (name == "v" and any_value_dim):
             raise ValueError(f"{name}: expected the head_dim of q ({q.shape[3]}), got {x.shape[3]}")
-    if v.shape != k.shape:
+    if any_value_dim:
+        if v.shape[:3] != k.shape[:3]:
+            raise ValueError(
+                f"v: expected the batch, heads and length of k {tuple(k.shape[:3])}, got shape {tuple(v.shape)}"
+            )
+    elif v.shape != k.shape:
         raise ValueError(f"v: expected the shape of k {tuple(k.shape)}, got {tuple(v.shape)}")
     if q.shape[1] % k.shape[1]:
         raise ValueError(

@@ -26,7 +26,8 @@ def rows(slug: str, seqlens: Sequence[int] | None = None) -> list[dict[str, Any]
     """Benchmark the causal forward pass (on a GPU the backward too) of ``slug`` at each length.
 
     Args:
-        slug: "flash".
+        slug: "flash", or "linear_attention", whose rows and defaults
+            :func:`effattn_lab.linear.linear_attention_bench.rows` describes (CPU only).
         seqlens: lengths N; default 512 and 2048, on a GPU 1024 and 4096. The float64 check and the naive row
             hold N x N matrices: 16384 wants some 80 GB.
 
@@ -34,8 +35,12 @@ def rows(slug: str, seqlens: Sequence[int] | None = None) -> list[dict[str, Any]
         one dict a row: implementation, device, seqlen, pass, max_error, allowed_error, correct, median_ms,
         vs_sdpa (above 1: faster than SDPA), roofline_ms, of_roofline (share of the bound reached).
     """
+    if slug == "linear_attention":
+        from effattn_lab.linear import linear_attention_bench
+
+        return linear_attention_bench.rows(seqlens)
     if slug != "flash":
-        raise ValueError(f"slug: expected 'flash', got {slug!r}")
+        raise ValueError(f"slug: expected 'flash' or 'linear_attention', got {slug!r}")
     gpu = torch.cuda.is_available()
     if seqlens is None:
         seqlens = (1024, 4096) if gpu else (512, 2048)

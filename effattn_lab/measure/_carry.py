@@ -35,7 +35,8 @@ class Carried:
 @dataclass
 class _Bag:
     lines: list[str] = field(default_factory=list)
-    seen: dict[str, Any] = field(default_factory=dict)  # global name -> value already carried
+    seen: dict[str, Any] = field(default_factory=dict)  # global name -> value already looked at
+    emitted: set[str] = field(default_factory=set)  # and those of them whose line stands in the source
     texts: list[str] = field(default_factory=list)  # everything the digest covers
 
 
@@ -163,8 +164,12 @@ def _add_value(bag: _Bag, function: Any, name: str, value: Any, emit: bool) -> N
             raise ValueError(
                 f"kernel {function.__name__}: the name {name!r} means two different things in the functions it calls"
             )
-        return
+        # A helper that is imported is only read for the digest: what it names the carried source may still lack.
+        if not emit or name in bag.emitted:
+            return
     bag.seen[name] = value
+    if emit:
+        bag.emitted.add(name)
     line = None
     if isinstance(value, ModuleType):
         line = (

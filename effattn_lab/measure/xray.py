@@ -139,8 +139,7 @@ def xray_rows(
                                 source, launch.signature, launch.constexprs, target, t.num_warps, t.num_stages
                             )
                         )
-                        tile = f"{t.block_m}x{t.block_n}" if t.block_n else f"{t.block_m}"
-                        notes.append({"head_dim": head_dim, "dtype": dtype, "mask": mask, "tile": tile})
+                        notes.append({"head_dim": head_dim, "dtype": dtype, "mask": mask, "tile": t.label})
     if not jobs:
         raise ValueError("dtypes: expected one that the GPU has (a T4 has no bf16), got nothing to compile")
     return [replace(row, **note).as_dict() for row, note in zip(_run(jobs), notes)]

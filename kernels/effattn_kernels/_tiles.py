@@ -21,6 +21,10 @@ class Tile(NamedTuple):
     num_warps: int
     num_stages: int
 
+    @property
+    def label(self) -> str:
+        return f"{self.block_m}x{self.block_n}" if self.block_n else f"{self.block_m}"
+
 
 class Tiles(NamedTuple):
     """Tiles of the three kernels that multiply matrices."""
@@ -131,6 +135,11 @@ _NEAREST = {
 }
 
 
+def nearest(arch: str) -> str:
+    """The architecture whose rows a table has for ``arch``."""
+    return _NEAREST.get(arch, arch)
+
+
 def pad_head_dim(head_dim: int) -> int:
     """Width of the tile: the next power of two, at least 16 (the least a ``tl.dot`` takes)."""
     return max(16, 1 << (head_dim - 1).bit_length())
@@ -150,6 +159,5 @@ def architecture(device: torch.device) -> str:
 
 def choose_tiles(head_dim: int, dtype: torch.dtype, arch: str) -> Tiles:
     """The table's row. An architecture it doesn't know gets the cautious tiles of the T4, which run anywhere."""
-    arch = _NEAREST.get(arch, arch)
-    rows = TABLE.get((arch, dtype.itemsize)) or TABLE["sm75", dtype.itemsize]
+    rows = TABLE.get((nearest(arch), dtype.itemsize)) or TABLE["sm75", dtype.itemsize]
     return next(tiles for largest, tiles in sorted(rows.items()) if head_dim <= largest)

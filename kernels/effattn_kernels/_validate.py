@@ -27,6 +27,58 @@ def check_attention_inputs(
         window_size: keys a query may look back on (itself included) or None.
         mode: ``"interpreter"`` or ``"compiled"``; compiled kernels need tensors on a GPU.
     """
+    _check_tensors(q, k, v)
+    low, high = HEAD_DIM_RANGE
+    if not low <= q.shape[3] <= high:
+        raise ValueError(f"q: expected a head dimension from {low} to {high}, got {q.shape[3]}")
+    _check_scale(scale)
+    if window_size is not None and (
+        isinstance(window_size, bool) or not isinstance(window_size, int) or window_size < 1
+    ):
+        raise ValueError(f"window_size: expected an integer of at least 1 or None, got {window_size!r}")
+    _check_device(q, mode)
+
+
+def check_linear_attention_inputs(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: float | None,
+    eps: float,
+    initial_state: tuple[torch.Tensor, torch.Tensor] | None,
+    mode: str,
+) -> None:
+    """Raise ValueError unless `linear_attention_chunked` can compute exactly what was asked.
+
+    Args:
+        q, k, v: what the caller passed for ``[B, Hq, Nq, K]``, ``[B, Hkv, Nk, K]``, ``[B, Hkv, Nk, V]``.
+        scale: factor on the weights or None. eps: what is added to their sum.
+        initial_state: ``(S [B, Hkv, K, V], z [B, Hkv, K])``, float32, or None.
+        mode: ``"interpreter"`` or ``"compiled"``.
+    """
+    _check_tensors(q, k, v, any_value_dim=True)
+    _check_scale(scale)
+    if isinstance(eps, bool) or not isinstance(eps, Real) or not 0 <= eps < math.inf:
+        raise ValueError(f"eps: expected a finite number of at least 0, got {eps!r}")
+    if initial_state is not None:
+        if not isinstance(initial_state, tuple) or len(initial_state) != 2:
+            raise ValueError(
+                f"initial_state: expected a pair (S, z) or None, got {type(initial_state).__name__}"
+            )
+        shapes = {"S": (*k.shape[:2], k.shape[3], v.shape[3]), "z": (*k.shape[:2], k.shape[3])}
+        for (part, shape), x in zip(shapes.items(), initial_state):
+            if not isinstance(x, torch.Tensor) or tuple(x.shape) != shape or x.dtype != torch.float32:
+                came = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, torch.Tensor) else type(x).__name__
+                raise ValueError(f"initial_state: expected {part} in float32 of shape {shape}, got {came}")
+            if x.device != q.device:
+                raise ValueError(
+                    f"initial_state: expected {part} on the device of q, {q.device}, got {x.device}"
+                )
+    _check_device(q, mode)
+
+
+def _check_tensors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, any_value_dim: bool = False) -> None:
+    """Types, shapes, dtypes and devices fit together; ``any_value_dim``: v may be wider or narrower than k."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         if not isinstance(x, torch.Tensor):
             raise ValueError(f"{name}: expected a torch.Tensor, got {type(x).__name__}")
@@ -47,7 +99,7 @@ def check_attention_inputs(
             raise ValueError(f"{name}: expected the device of q, {q.device}, got {x.device}")
         if x.shape[0] != q.shape[0]:
             raise ValueError(f"{name}: expected the batch size of q, {q.shape[0]}, got {x.shape[0]}")
-        if x.shape[3] != q.shape[3]:
+        if x.shape[3] != q.shape[3] and not (name == "v" and any_value_dim):
             raise ValueError(f"{name}: expected the head dimension of q, {q.shape[3]}, got {x.shape[3]}")
     if q.device.type == "meta":
         raise ValueError("q: expected a tensor that holds data, got device meta")
@@ -59,17 +111,17 @@ def check_attention_inputs(
         raise ValueError(
             f"k: expected a number of heads that divides the {q.shape[1]} heads of q, got {k.shape[1]}"
         )
-    low, high = HEAD_DIM_RANGE
-    if not low <= q.shape[3] <= high:
-        raise ValueError(f"q: expected a head dimension from {low} to {high}, got {q.shape[3]}")
+
+
+def _check_scale(scale: float | None) -> None:
     if scale is not None and (
         isinstance(scale, bool) or not isinstance(scale, Real) or not math.isfinite(scale)
     ):
         raise ValueError(f"scale: expected a finite number or None, got {scale!r}")
-    if window_size is not None and (
-        isinstance(window_size, bool) or not isinstance(window_size, int) or window_size < 1
-    ):
-        raise ValueError(f"window_size: expected an integer of at least 1 or None, got {window_size!r}")
+
+
+def _check_device(q: torch.Tensor, mode: str) -> None:
+    """Compiled kernels need a GPU, and one that knows the dtype."""
     if mode == "compiled":
         if q.device.type != "cuda":
             raise ValueError(

@@ -143,6 +143,28 @@ def test_digest_follows_helpers_and_constants():
     assert one.digest != carry(cell(CELL.replace("constexpr(3)", "constexpr(4)"))["scaled_product"]).digest
 
 
+BORROWS = """
+    import triton
+    import triton.language as tl
+    from effattn_kernels._common import dot
+
+    @triton.jit
+    def square(x_ptr, BLOCK: tl.constexpr):
+        rows = tl.arange(0, BLOCK)
+        x = tl.load(x_ptr + rows[:, None] * BLOCK + rows[None, :])
+        y = dot(x, x)
+        tl.store(x_ptr + rows[:, None] * BLOCK + rows[None, :], y)
+"""
+
+
+def test_what_an_imported_helper_names_is_carried_too():
+    """``dot`` is imported in the other process and names ``tl`` there; the kernel here names ``tl`` for itself."""
+    kernel = cell(BORROWS)["square"]
+    assert "tl = " in carry(kernel).source
+    (row,) = xray(kernel, {"x_ptr": "*fp16"}, {"BLOCK": 32}, gpus="A100")
+    assert row.tensor_core_instructions > 0
+
+
 BROKEN = """
     import triton
     import triton.language as tl
