@@ -121,18 +121,24 @@ def _linear_attention_dstates_kernel(
         first = chunk * CHUNK
         for g in range(0, GROUPS):
             relative, size = row_factors(r_ptr + g * seqlen_q, first, rows, seqlen_q, scale, NORMALIZE)
-            q = load_rows(q_ptr + g * stride_qh, first, rows, seqlen_q, stride_qn, offs_k, stride_qd, K, BLOCK_K)
+            q = load_rows(
+                q_ptr + g * stride_qh, first, rows, seqlen_q, stride_qn, offs_k, stride_qd, K, BLOCK_K
+            )
             do = load_rows(
-                do_ptr + g * stride_doh, first, rows, seqlen_q, stride_don, offs_v, stride_dod, V, BLOCK_V)
+                do_ptr + g * stride_doh, first, rows, seqlen_q, stride_don, offs_v, stride_dod, V, BLOCK_V
+            )
             if NORMALIZE:
-                delta = tl.load(delta_ptr + g * seqlen_q + first + rows, mask=first + rows < seqlen_q, other=0.0)
+                delta = tl.load(
+                    delta_ptr + g * seqlen_q + first + rows, mask=first + rows < seqlen_q, other=0.0
+                )
                 z += tl.sum(q.to(tl.float32) * (relative * delta)[:, None], 0) * size
                 do = cast(do.to(tl.float32) * relative[:, None], do.dtype)
             d += dot(tl.trans(q), do) * size
             if SCALED:
                 weight += tl.sum(tl.abs(relative), 0) * tl.abs(size)
     _store_border(
-        dstates_ptr, dweight_ptr, dz_ptr, d, z, weight, 0, pid_k, pid_v, offs_k, offs_v, K, V, TRACK_Z, SCALED)
+        dstates_ptr, dweight_ptr, dz_ptr, d, z, weight, 0, pid_k, pid_v, offs_k, offs_v, K, V, TRACK_Z, SCALED
+    )
     if INITIAL:
         store_state(ds0_ptr, d, pair, offs_k, offs_v, K, V)
         tl.store(dz0_ptr + pair * K + offs_k, -z, mask=keep_z)
@@ -178,7 +184,8 @@ def _linear_attention_dqdk_kernel(
             offs_v = start_v + tl.arange(0, BLOCK_V)
             v = load_rows(v_ptr, first_k, rows, seqlen_k, stride_vn, offs_v, stride_vd, V, BLOCK_V)
             do = load_rows(
-                do_ptr + g * stride_doh, first_q, rows, seqlen_q, stride_don, offs_v, stride_dod, V, BLOCK_V)
+                do_ptr + g * stride_doh, first_q, rows, seqlen_q, stride_don, offs_v, stride_dod, V, BLOCK_V
+            )
             if CAUSAL:
                 p += dot(do, tl.trans(v))  # [queries, keys]
             s = load_state(states_ptr, border, offs_k, offs_v, K, V, BLOCK_K, BLOCK_V)
@@ -205,7 +212,9 @@ def _linear_attention_dqdk_kernel(
             p = tl.where(rows[:, None] >= rows[None, :], p, 0.0)
             k = load_rows(k_ptr, first_k, rows, seqlen_k, stride_kn, offs_k, stride_kd, K, BLOCK_K)
             dq += dot(cast(p, k.dtype), k)
-            q = load_rows(q_ptr + g * stride_qh, first_q, rows, seqlen_q, stride_qn, offs_k, stride_qd, K, BLOCK_K)
+            q = load_rows(
+                q_ptr + g * stride_qh, first_q, rows, seqlen_q, stride_qn, offs_k, stride_qd, K, BLOCK_K
+            )
             dk += dot(tl.trans(cast(p * relative[:, None], q.dtype)), q) * size
         dq *= (relative * size)[:, None]
         store_rows(dq_ptr + head * seqlen_q * K, dq, first_q, rows, seqlen_q, offs_k, K)
@@ -251,12 +260,14 @@ def _linear_attention_dv_kernel(
                 offs_k = start_k + tl.arange(0, BLOCK_K)
                 k = load_rows(k_ptr, first_k, rows, seqlen_k, stride_kn, offs_k, stride_kd, K, BLOCK_K)
                 q = load_rows(
-                    q_ptr + g * stride_qh, first_q, rows, seqlen_q, stride_qn, offs_k, stride_qd, K, BLOCK_K)
+                    q_ptr + g * stride_qh, first_q, rows, seqlen_q, stride_qn, offs_k, stride_qd, K, BLOCK_K
+                )
                 a += dot(k, tl.trans(q))
             r_base = r_ptr + (pair * GROUPS + g) * seqlen_q
             relative, size = row_factors(r_base, first_q, rows, seqlen_q, scale, NORMALIZE)
             do = load_rows(
-                do_ptr + g * stride_doh, first_q, rows, seqlen_q, stride_don, offs_v, stride_dod, V, BLOCK_V)
+                do_ptr + g * stride_doh, first_q, rows, seqlen_q, stride_don, offs_v, stride_dod, V, BLOCK_V
+            )
             a = tl.where(rows[None, :] >= rows[:, None], a * relative[None, :], 0.0)
             dv += dot(cast(a, do.dtype), do) * size
     store_rows(dv_ptr + pair * seqlen_k * V, dv, first_k, rows, seqlen_k, offs_v, V)

@@ -174,7 +174,11 @@ def _linear_attention_outputs_kernel(
         den = den * scale + eps
         # A query that sees no key: 0 / 0 without eps. Its output is 0.
         factor = tl.where(den == 0.0, 0.0, scale / tl.where(den == 0.0, 1.0, den))
-        tl.store(den_ptr + pair * seqlen_q + first_q + rows, factor, mask=(first_q + rows < seqlen_q) & (pid_v == 0))
+        tl.store(
+            den_ptr + pair * seqlen_q + first_q + rows,
+            factor,
+            mask=(first_q + rows < seqlen_q) & (pid_v == 0),
+        )
         acc *= factor[:, None]
     else:
         acc *= scale

@@ -33,7 +33,11 @@ def memory_trial(name: str) -> Trial:
         tiles = {"block_q": _TILE, "block_k": _TILE}
         # Who knows which rows are looked at needs no others.
         return [
-            Case(name, {**_qkv(rng, _LONG), "causal": causal, **tiles}, tuple(rng.integers(0, _LONG, _ROWS).tolist()))
+            Case(
+                name,
+                {**_qkv(rng, _LONG), "causal": causal, **tiles},
+                tuple(rng.integers(0, _LONG, _ROWS).tolist()),
+            )
             for causal in (False, True)
         ]
 
