@@ -102,7 +102,7 @@ _ELSEWHERE = {
 
 
 def _kernel_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("slug", help="the mechanism whose kernels are meant: flash")
+    parser.add_argument("slug", help="the mechanism whose kernels are meant: flash or linear_attention")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
 
 
