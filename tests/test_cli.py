@@ -88,7 +88,7 @@ def _nothing_is_installed(name):
         (["xray", "flash", "--gpu", "V100"], "V100"),
         (["xray", "flsh"], "flsh"),
         (["traffic", "flsh"], "flsh"),
-        (["bench", "flsh"], "slug: expected 'flash', got 'flsh'"),
+        (["bench", "flsh"], "slug: expected 'flash' or 'linear_attention', got 'flsh'"),
         (["bench", "flash", "--seqlen", "0"], "seqlen: expected an integer of at least 1, got 0"),
     ],
 )

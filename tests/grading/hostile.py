@@ -652,7 +652,7 @@ bomb("CPU time in one process after another", """
         if os.fork() == 0:
             while True: pass
     time.sleep(60)
-""", "no answer within", limits={"wall": 2})  # fmt: skip
+""", limits={"wall": 2})  # fmt: skip
 attack("a loop while it is loaded", "bombs", "x = [1 for _ in iter(int, 1)]\ndef safe_softmax(s):\n    return x\n",
        "no answer within", "stopped", limits={"wall": 2})  # fmt: skip
 attack(

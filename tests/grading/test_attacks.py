@@ -8,6 +8,7 @@ Each earns nothing, leaves no process and no file, ends in time, and shows by it
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import socket
@@ -99,6 +100,9 @@ def listing(folder: Path) -> list[tuple[str, int, int]]:
     return sorted((str(p), p.lstat().st_size, p.lstat().st_mtime_ns) for p in folder.rglob("*"))
 
 
+_times = itertools.count()
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A site, secrets that attacks look for, and somebody who listens."""
@@ -110,7 +114,9 @@ def world(tmp_path_factory):
     heard: list[object] = []
     servers = []
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))  # torch makes it, used or not
-    for family, address in ((socket.AF_INET, ("127.0.0.1", 0)), (socket.AF_UNIX, f"\0{TOKEN}")):
+    # A name of its own each time: a process may come to this module more than once.
+    abstract = f"{TOKEN}{next(_times)}"
+    for family, address in ((socket.AF_INET, ("127.0.0.1", 0)), (socket.AF_UNIX, f"\0{abstract}")):
         server = socket.socket(family)
         server.bind(address)
         server.listen()
@@ -120,7 +126,7 @@ def world(tmp_path_factory):
         "@TOKEN@": TOKEN,
         "@DEES@": SEED[::-1],
         "@PORT@": str(servers[0].getsockname()[1]),
-        "@ABSTRACT@": TOKEN,
+        "@ABSTRACT@": abstract,
         "@PATHS@": ":".join(
             map(str, (secret, ROOT / "README.md", ROOT / "labs/src/full/flash.py", Path.home()))
         ),

@@ -12,10 +12,11 @@ import json
 import math
 import mmap
 import os
+import select
 import socket
 import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,10 +68,17 @@ def send(
 
 
 def receive(
-    sock: socket.socket, seconds: float | None = None, max_fds: int = 0, most: int = HEADER_BYTES
+    sock: socket.socket,
+    seconds: float | None = None,
+    max_fds: int = 0,
+    most: int = HEADER_BYTES,
+    patient: Callable[[], bool] | None = None,
 ) -> Frame:
-    """Read one frame within ``seconds`` of wall time (None: for ever). ``Broken`` says what is wrong with it."""
-    reader = _Reader(sock, None if seconds is None else time.monotonic() + seconds)
+    """Read one frame within ``seconds`` of wall time (None: for ever). ``Broken`` says what is wrong with it.
+
+    When the time is over ``patient`` is asked: while it says yes, the time begins again.
+    """
+    reader = _Reader(sock, seconds, patient)
     first, fds = reader.first(4, max_fds)
     size = struct.unpack("<I", first)[0]
     if size > most:
@@ -91,14 +99,24 @@ def receive(
 
 
 class _Reader:
-    def __init__(self, sock: socket.socket, end: float | None) -> None:
-        self.sock, self.end = sock, end
+    def __init__(
+        self, sock: socket.socket, seconds: float | None, patient: Callable[[], bool] | None
+    ) -> None:
+        self.sock, self.seconds, self.patient = sock, seconds, patient
+        self.end = None if seconds is None else time.monotonic() + seconds
 
     def _wait(self) -> None:
-        left = None if self.end is None else self.end - time.monotonic()
-        if left is not None and left <= 0:
-            raise Broken("too slow")
-        self.sock.settimeout(left)
+        """Until something can be read, or the time is over."""
+        while self.end is not None and self.seconds is not None:
+            left = self.end - time.monotonic()
+            if left > 0:
+                if select.select([self.sock], [], [], left)[0]:
+                    break
+            elif self.patient is None or not self.patient():
+                raise Broken("too slow")
+            else:
+                self.end += self.seconds
+        self.sock.settimeout(None if self.end is None else max(0.001, self.end - time.monotonic()))
 
     def first(self, count: int, max_fds: int) -> tuple[bytes, list[int]]:
         if not max_fds:
