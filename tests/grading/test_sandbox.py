@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -200,6 +203,51 @@ def test_a_child_that_answers_for_another_call_is_not_believed(site):
         child._count = 7
         answer = child.ask({"op": "load", "cells": [], "function": "x", "refuse": []})
         assert answer.header["nonce"] == 8
+
+
+def called(box, body):
+    """A child that holds ``f`` with this body, and the arguments of a call."""
+    from effattn_lab.grading.inside import wire
+
+    child = box.child()
+    source = f"import time\ndef f():\n    {body}\n"
+    child.ask({"op": "load", "cells": [[1, source]], "function": "f", "refuse": []})
+    return child, wire.Arguments.of({})
+
+
+def test_time_that_it_did_not_get_does_not_count(site):
+    """Stopped from outside for twice its limit, as a crowd of others might keep it from a core; then it answers."""
+    wall = 2.0
+    with sandbox.Sandbox(site, Limits(wall=wall), ["effattn_kernels", "torch"]) as box:
+        child, arguments = called(box, "return 1")
+        pids = list(watch.descendants(box._process.pid))
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        wake = threading.Timer(2 * wall, lambda: [os.kill(pid, signal.SIGCONT) for pid in pids])
+        wake.start()
+        begun = time.monotonic()
+        frame = child.ask({"op": "call", "arguments": arguments.header}, fd=arguments.fd)
+        assert frame.header["results"] == [{"type": "int"}]
+        assert time.monotonic() - begun > wall
+        wake.join()
+        arguments.close()
+
+
+@pytest.mark.parametrize(
+    ("body", "least", "most"),
+    [("while True: pass", 2, 6), ("time.sleep(60)", 6, 10)],
+    ids=["a loop", "a sleeper"],
+)
+def test_time_that_it_got_does_count(site, body, least, most):
+    """A loop has its limit and no more; who sleeps gains four times as much, and nothing by it."""
+    with sandbox.Sandbox(site, Limits(wall=2.0), ["effattn_kernels", "torch"]) as box:
+        child, arguments = called(box, body)
+        begun = time.monotonic()
+        with pytest.raises(Stopped, match="no answer within 2 s"):
+            child.ask({"op": "call", "arguments": arguments.header}, fd=arguments.fd)
+        assert least <= time.monotonic() - begun < most
+        arguments.close()
+    assert left_over() == []
 
 
 # ---- where it cannot be had --------------------------------------------------------------------------------

@@ -102,6 +102,23 @@ def test_a_trickle_ends_in_time(pair):
     thread.join()
 
 
+def test_patience_is_asked_when_the_time_is_over(pair):
+    """While it says yes the time begins again; a frame that comes meanwhile is read."""
+    asked = []
+
+    def patient():
+        asked.append(time.monotonic())
+        if len(asked) == 3:
+            wire.send(pair[0], {"late": True})
+        return len(asked) < 5
+
+    assert wire.receive(pair[1], 0.1, patient=patient).header == {"late": True}
+    assert len(asked) == 3
+    with pytest.raises(wire.Broken, match="too slow"):
+        wire.receive(pair[1], 0.1, patient=patient)
+    assert len(asked) == 5
+
+
 @pytest.mark.parametrize("dtype", wire.DTYPES)
 @pytest.mark.parametrize("shape", [(), (1,), (0, 3), (2, 3, 5)], ids=str)
 def test_arrays(dtype, shape):
