@@ -127,7 +127,9 @@ def _check(node: ast.AST, expr: str) -> None:
     if isinstance(node, ast.Attribute):
         # Only math.x, slug.x, TABLE["name"].x and derate(...).x: text and numbers have methods that reach further.
         owner = node.value.func if isinstance(node.value, ast.Call) else node.value
-        named = isinstance(owner, ast.Name) and owner.id in ({"math", *_costs()} if owner is node.value else _RECORDS)
+        named = isinstance(owner, ast.Name) and owner.id in (
+            {"math", *_costs()} if owner is node.value else _RECORDS
+        )
         if node.attr.startswith("_") or not (named or isinstance(node.value, ast.Subscript)):
             raise ValueError(f"{expr!r}: attribute {node.attr!r} is not allowed")
     if isinstance(node, ast.keyword) and node.arg is None:
