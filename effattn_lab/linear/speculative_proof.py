@@ -70,7 +70,7 @@ def power(probs: torch.Tensor, wrong: torch.Tensor, n: int, level: float = 1e-3)
     rate = torch.tensor(max(half, 1e-300), dtype=torch.float64)
     weight = torch.exp(j * rate.log() - half - torch.lgamma(j + 1))
     tail = torch.special.gammaincc(dof / 2 + j, torch.full_like(j, critical / 2))
-    return float((weight * tail).sum())
+    return min(1.0, float((weight * tail).sum()))
 
 
 def critical_value(dof: int, level: float) -> float:

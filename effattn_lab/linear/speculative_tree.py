@@ -149,10 +149,11 @@ def verify_tree_rejection(
     above, node, nodes = parents.tolist(), 0, [0]
     while True:
         children = [n for n, parent in enumerate(above) if parent == node]
-        taken, left = _try(p[node], q[node], tokens[children], u_accept[children], replacement=False)
-        if taken is None:
-            return nodes, int(_sample(left, u_final))
-        node = children[taken]
+        candidates, u = tokens[children][None], u_accept[children][None]
+        which, left = _try(p[node][None], q[node][None], candidates, u, replacement=False)
+        if int(which) == len(children):
+            return nodes, int(_sample(left[0], u_final))
+        node = children[int(which)]
         nodes.append(node)
 
 
@@ -160,23 +161,21 @@ def draw_candidates(q: torch.Tensor, u: torch.Tensor, *, replacement: bool = Fal
     """Draw k candidates from ``q``, one after another.
 
     Args:
-        q: ``[V]``. u: ``[k]``, uniform in [0, 1).
+        q: ``[B, V]``. u: ``[B, k]``, uniform in [0, 1).
         replacement: may a token come twice? Default False: each draw is from ``q`` without those before it.
 
     Returns:
-        int64 ``[k]``; :data:`NO_TOKEN` from where ``q`` has nothing left.
+        int64 ``[B, k]``; :data:`NO_TOKEN` from where ``q`` has nothing left.
     """
     _check_probs("q", q)
-    _check_uniform("u", u, (len(u),))
-    if replacement:
-        return _sample(q.expand(len(u), -1), u)
-    found = torch.full((len(u),), NO_TOKEN, dtype=torch.int64)
-    for i in range(len(u)):
-        if not bool((q > 0).any()):
-            break
-        found[i] = _sample(q, u[i])
-        q = _without(q, found[i])
-    return found
+    _check_uniform("u", u, (len(q), u.shape[-1]))
+    found = []
+    for i in range(u.shape[1]):
+        empty = ~(q > 0).any(dim=-1)
+        token = _sample(q, u[:, i])
+        found.append(token.masked_fill(empty, NO_TOKEN))
+        q = q if replacement else _without(q, token)
+    return torch.stack(found, dim=1)
 
 
 def verify_candidates(
@@ -187,55 +186,63 @@ def verify_candidates(
     u_final: torch.Tensor,
     *,
     replacement: bool = False,
-) -> tuple[int, int]:
-    """Try k candidates for one place; the token that comes out has distribution ``p``.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Try k candidates for one place of each of B sequences; the token that comes out has distribution ``p``.
 
     Candidate i is accepted with probability ``min(1, p_i(x)/q_i(x))``. If not, ``p_{i+1}`` is the residual of
     ``p_i, q_i``, and ``q_{i+1}`` is what the next candidate was drawn from: ``q_i`` without x, normalised (with
     ``replacement``: ``q`` again). After the last rejection the token is drawn from ``p_{k+1}``.
 
     Args:
-        p, q: ``[V]``. candidates: int64 ``[k]``, as from :func:`draw_candidates`; NO_TOKEN is passed over.
-        u_accept: ``[k]``, u_final: ``[]``, uniform in [0, 1).
+        p, q: ``[B, V]``. candidates: int64 ``[B, k]``, as from :func:`draw_candidates`; NO_TOKEN is passed over.
+        u_accept: ``[B, k]``, u_final: ``[B]``, uniform in [0, 1).
         replacement: how the candidates were drawn. Default False.
 
     Returns:
-        the token, and which candidate it is (k: none of them).
+        tokens int64 ``[B]``, and which candidate each is, int64 ``[B]`` (k: none of them).
     """
     _check_pair(p, q)
-    _check_uniform("u_accept", u_accept, (len(candidates),))
-    _check_uniform("u_final", u_final, ())
-    taken, left = _try(p, q, candidates, u_accept, replacement)
-    if taken is None:
-        return int(_sample(left, u_final)), len(candidates)
-    return int(candidates[taken]), taken
+    if candidates.dtype != torch.int64 or candidates.dim() != 2 or len(candidates) != len(p):
+        raise ValueError(
+            f"candidates: expected int64 [{len(p)}, k], got {candidates.dtype} {tuple(candidates.shape)}"
+        )
+    _check_uniform("u_accept", u_accept, tuple(candidates.shape))
+    _check_uniform("u_final", u_final, (len(p),))
+    which, left = _try(p, q, candidates, u_accept, replacement)
+    taken = torch.nn.functional.pad(candidates, (0, 1)).gather(1, which[:, None])[:, 0]
+    return torch.where(which < candidates.shape[1], taken, _sample(left, u_final)), which
 
 
 def _try(
     p: torch.Tensor, q: torch.Tensor, candidates: torch.Tensor, u: torch.Tensor, replacement: bool
-) -> tuple[int | None, torch.Tensor]:
-    """(which candidate is accepted, or None; what is left of p)."""
-    for i, x in enumerate(candidates.tolist()):
-        if x == NO_TOKEN:
-            continue
-        if not q[x] > 0:
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(which candidate is accepted, k for none; what is left of p)."""
+    k = candidates.shape[1]
+    which = torch.full_like(candidates[:, 0], k) if k else torch.zeros(len(p), dtype=torch.int64)
+    for i in range(k):
+        x = candidates[:, i]
+        open_ = (which == k) & (x != NO_TOKEN)
+        x = x.clamp(min=0)[:, None]
+        p_x, q_x = p.gather(1, x)[:, 0], q.gather(1, x)[:, 0]
+        if bool((open_ & ~(q_x > 0)).any()):
             raise ValueError(
-                f"candidates: expected tokens that q can draw, got {x} at place {i}, where q is 0"
+                f"candidates: expected tokens that q can draw, got one at place {i} where q is 0"
             )
-        if u[i] * q[x] < p[x]:
-            return i, p
-        p = _residual(p, q)
-        if not replacement:
-            q = _without(q, torch.tensor(x))
-    return None, p
+        accept = open_ & (u[:, i] * q_x < p_x)
+        which = which.masked_fill(accept, i)
+        rejected = (open_ & ~accept)[:, None]
+        p, q = (
+            torch.where(rejected, _residual(p, q), p),
+            q if replacement else torch.where(rejected, _without(q, x[:, 0]), q),
+        )
+    return which, p
 
 
 def _without(q: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
-    """``q`` without a token, normalised; zeros where nothing is left."""
-    q = q.clone()
-    q[token] = 0
-    total = q.sum()
-    return q / total if total > 0 else q
+    """``q [B, V]`` without one token each, normalised; zeros where nothing is left."""
+    q = q.scatter(1, token[:, None], 0.0)
+    total = q.sum(dim=1, keepdim=True)
+    return q / torch.where(total > 0, total, 1.0)
 
 
 def _walk(chosen: list[int], tokens: list[int], parents: list[int]) -> tuple[list[int], int]:
