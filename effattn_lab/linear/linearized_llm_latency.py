@@ -2,7 +2,7 @@
 
 ``python -m effattn_lab.linear.linearized_llm_latency --json out.json``. One model, the same weights, the same text;
 softmax once as transformers' unfused attention ("eager"), which writes every score, once as PyTorch's fused one
-("sdpa").
+("sdpa"). Linearized: all layers but the first. How well the model then speaks is
 :mod:`effattn_lab.linear.linearized_llm_experiment`'s question; its cost doesn't depend on that.
 """
 
