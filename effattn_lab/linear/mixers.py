@@ -48,32 +48,32 @@ MIXERS: dict[str, Entry] = {
         "effattn_lab.models.softmax_layer",
         "SoftmaxAttention",
         {},
-        (16, 4, 64, 8, 32),
+        (8, 2, 32),
         positions="positions",
     ),
     "linear_attention": Entry(
-        "linear attention, elu + 1", _LINEAR, "LinearAttention", {"feature_map": "elu"}, (16, 4, 64, 8, 32)
+        "linear attention, elu + 1", _LINEAR, "LinearAttention", {"feature_map": "elu"}, (8, 2, 32, 4, 16)
     ),
     "linear_taylor": Entry(
-        "linear attention, Taylor", _LINEAR, "LinearAttention", {"feature_map": "taylor"}, (4, 2, 8)
+        "linear attention, Taylor", _LINEAR, "LinearAttention", {"feature_map": "taylor"}, (4, 2)
     ),
     "gated_linear": Entry(
         "gated linear (GLA)",
         "effattn_lab.linear.gated_linear_layer",
         "GatedLinear",
         {"gate": "gla"},
-        (16, 4, 64, 8, 32),
+        (8, 2, 32, 4, 16),
     ),
-    "delta_rule": Entry("delta rule (DeltaNet)", _DELTA, "DeltaRule", {"conv_width": 0}, (16, 4, 64, 8, 32)),
+    "delta_rule": Entry("delta rule (DeltaNet)", _DELTA, "DeltaRule", {"conv_width": 0}, (8, 2, 32, 4, 16)),
     "zeros": Entry(
-        "ZeroS", "effattn_lab.linear.zeros_layer", "ZeroS", {}, (8, 2, 32, 4, 16), positions="rope"
+        "ZeroS", "effattn_lab.linear.zeros_layer", "ZeroS", {}, (4, 2, 8, 16), positions="rope"
     ),
     "selective_ssm": Entry(
         "selective SSM (Mamba-1)",
         "effattn_lab.linear.selective_ssm_layer",
         "Mamba",
         {"conv_width": 1, "expand": 1},
-        (16, 4, 8, 32),
+        (8, 2, 4, 16),
         headless=True,
     ),
 }

@@ -50,14 +50,14 @@ class Recipe:
     """
 
     task: str = "mqar"
-    vocab_size: int = 128
-    length: int = 64
-    pairs: tuple[int, ...] = (4, 8, 16)
+    vocab_size: int = 64
+    length: int = 32
+    pairs: tuple[int, ...] = (2, 4, 8)
     width: int = 64
     layers: int = 1
     heads: int = 1
     easy: int = 200
-    parameters: int = 48_000
+    parameters: int = 46_000
     batch: int = 32
     steps: int = 600
     warmup: int = 60
@@ -80,8 +80,9 @@ RECIPES: dict[str, Recipe] = {
         heads=4,
         parameters=130_000,
         batch=16,
-        steps=600,
-        warmup=60,
+        steps=300,
+        warmup=30,
+        rates=(0.006,),
         test=128,
         stop_at=math.inf,
     ),
@@ -292,6 +293,29 @@ def versions() -> dict[str, str]:
 def recorded() -> dict[str, Any]:
     """The runs that the book shows, kept beside this module."""
     found: dict[str, Any] = json.loads(RECORD.read_text(encoding="utf-8"))
+    return found
+
+
+def summary(record: dict[str, Any], task: str = "mqar") -> list[dict[str, Any]]:
+    """One entry for each mixer and size, in the table's order and by state size; tuning runs are left out.
+
+    Returns:
+        ``mixer``, ``size``, ``state``, ``parameters``, ``rate``, ``values`` (one a seed, in the order of the seeds),
+        ``mean``, ``low``, ``high``.
+    """
+    value = "accuracy" if task == "mqar" else "loss"
+    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in record["rows"]:
+        if row["task"] == task and row["seed"] != TUNING_SEED:
+            groups.setdefault((row["mixer"], row["size"]), []).append(row)
+    order = {name: i for i, name in enumerate(MIXERS)}
+    found = []
+    for (mixer, size), rows in sorted(groups.items(), key=lambda g: (order[g[0][0]], g[1][0]["state"])):
+        values = [r[value] for r in sorted(rows, key=lambda r: r["seed"])]
+        entry = {"mixer": mixer, "size": size, "values": values}
+        entry.update({k: rows[0][k] for k in ("state", "parameters", "rate")})
+        entry.update(mean=float(np.mean(values)), low=min(values), high=max(values))
+        found.append(entry)
     return found
 
 
