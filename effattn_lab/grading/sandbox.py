@@ -13,6 +13,7 @@ import glob
 import json
 import os
 import platform
+import shlex
 import shutil
 import socket
 import subprocess
@@ -26,7 +27,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from effattn_lab.grading import seccomp
+from effattn_lab.grading import cgroup, seccomp
+from effattn_lab.grading.cgroup import Group
 from effattn_lab.grading.inside import wire
 from effattn_lab.grading.watch import Watch, cpu_seconds, descendants
 
@@ -34,6 +36,8 @@ MB = 2**20
 SITE = "/lab/site"
 #: A call may take so many times its limit where the sandbox had less than half a core.
 PATIENCE = 4
+#: The kernel stops a bomb at so many times the number of processes at which the watch ends it, and says why.
+CROWD = 4
 INSTALL = "install bubblewrap 0.8 or newer (Debian, Ubuntu: apt-get install bubblewrap)"
 
 
@@ -178,8 +182,12 @@ def _environment() -> dict[str, str]:
     }
 
 
-def launch(line: Sequence[str], *, shared_memory: bool = False, **options: Any) -> subprocess.Popen[bytes]:
-    """Start bubblewrap with a line of `command` and the filter of system calls; ``options`` are Popen's.
+def launch(
+    line: Sequence[str], *, shared_memory: bool = False, group: Group | None = None, **options: Any
+) -> subprocess.Popen[bytes]:
+    """Start bubblewrap with a line of `command` and the filter of system calls, inside ``group``.
+
+    ``options`` are Popen's.
 
     Raises:
         NoBoundary: there is no filter for this processor.
@@ -191,9 +199,13 @@ def launch(line: Sequence[str], *, shared_memory: bool = False, **options: Any) 
         with os.fdopen(writer, "wb") as file:
             file.write(seccomp.program(shared_memory))
         # When memory is short, the kernel ends the sandbox and not the grader. From inside it could not be said.
-        first = ["/bin/sh", "-c", 'echo 1000 2>/dev/null >/proc/self/oom_score_adj; exec "$0" "$@"']
+        first = "echo 1000 2>/dev/null >/proc/self/oom_score_adj"
+        if group is not None:
+            first += f"; echo 0 2>/dev/null >{shlex.quote(group.tasks)}"
         return subprocess.Popen(
-            [*first, line[0], "--seccomp", str(reader), *line[1:]], pass_fds=[reader], **options
+            ["/bin/sh", "-c", first + '; exec "$0" "$@"', line[0], "--seccomp", str(reader), *line[1:]],
+            pass_fds=[reader],
+            **options,
         )
     finally:
         os.close(reader)
@@ -252,9 +264,11 @@ class Sandbox:
         self.limits = limits
         self._sock = ours
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed in stop()
+        self._group = cgroup.make(CROWD * limits.processes)
         self._process = launch(
             line,
             shared_memory=bool(devices),
+            group=self._group,
             stdin=theirs.fileno(),
             stdout=subprocess.DEVNULL,
             stderr=self._errors,
@@ -320,6 +334,8 @@ class Sandbox:
         self._process.wait()
         self._sock.close()
         self._errors.close()
+        if self._group is not None:
+            self._group.remove()
 
     def _said(self) -> str:
         self._errors.seek(0)
@@ -363,7 +379,8 @@ def run_once(
     with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as errors:
         source.write(given)
         source.seek(0)
-        process = launch(line, stdin=source, stdout=subprocess.PIPE, stderr=errors)
+        group = cgroup.make(CROWD * limits.processes)
+        process = launch(line, group=group, stdin=source, stdout=subprocess.PIPE, stderr=errors)
         assert process.stdout is not None
         watch = Watch(process.pid, limits.tree, limits.processes, process.kill)
         timer = threading.Timer(seconds, process.kill)
@@ -377,6 +394,8 @@ def run_once(
             process.kill()
             process.wait()
             process.stdout.close()
+            if group is not None:
+                group.remove()
         if watch.reason or late or len(said) > most:
             raise Stopped(
                 watch.reason

@@ -14,7 +14,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -132,23 +132,27 @@ def measure(submissions: Path, replay: bool) -> dict[str, Any]:
         raise RuntimeError(
             "the same submissions got other grades on another way of running: no figure is shown"
         )
+    labs = sorted({lab for task in tasks for lab in task.submission.notebooks})
     return {
         "submissions": len(tasks),
+        "labs": labs,
         "replay": replay,
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "ways": rows,
-        "overhead": _exercises(),
+        "overhead": _exercises(labs),
     }
 
 
-def _exercises() -> dict[str, dict[str, float]]:
-    """`overhead` of every exercise with its model solution, as the solved lab has it."""
+def _exercises(labs: Sequence[str]) -> dict[str, dict[str, float]]:
+    """`overhead` of every exercise of these labs with its model solution, as the solved lab has it."""
     from effattn_lab import notebooks
     from effattn_lab.grading.release import default_assignment
 
     found = {}
     for plan in default_assignment().labs:
+        if plan.lab not in labs:
+            continue
         needed = {given.id for given in plan.cells if given.role in ("define", "blank")}
         solved = notebooks.solved_notebook(plan.lab)
         cells = [

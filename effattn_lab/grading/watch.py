@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -32,6 +33,9 @@ class Watch:
         self._thread.join()
 
     def _look(self) -> None:
+        # Before a hundred processes that all want to run. For an ordinary user the kernel limits their number.
+        with contextlib.suppress(OSError, AttributeError):
+            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
         while not self._done.wait(INTERVAL):
             count = held = 0
             for pid in descendants(self._pid):

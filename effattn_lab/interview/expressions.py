@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib
 import inspect
 import math
 import operator
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 _BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
@@ -33,7 +36,10 @@ _MAX_EXPONENT = 1024
 
 @functools.cache
 def namespace() -> dict[str, Any]:
-    """What an expression may name: cost model and serving, ``GPUS``, ``MODELS``, ``crossover_length``, ``math``."""
+    """What an expression may name: cost model and serving, ``GPUS``, ``MODELS``, ``crossover_length``, ``math``.
+
+    And the costs of each mechanism under its slug: ``linear_attention.state_bytes(...)``.
+    """
     from effattn_lab.foundations import cost_model, presets, serving
     from effattn_lab.measure.roofline import GPUS
 
@@ -44,7 +50,25 @@ def namespace() -> dict[str, Any]:
         if not name.startswith("_") and member.__module__ == module.__name__
     }
     models = {"MODELS": presets.MODELS, "crossover_length": presets.crossover_length}
-    return {**names, **models, **_BUILTINS, "GPUS": GPUS, "math": math}
+    return {**names, **models, **_BUILTINS, **_costs(), "GPUS": GPUS, "math": math}
+
+
+@functools.cache
+def _costs() -> dict[str, SimpleNamespace]:
+    """Slug to the public functions of ``effattn_lab/<part>/<slug>_cost.py``, and to nothing else of the module."""
+    import effattn_lab
+
+    found = {}
+    for file in sorted(Path(effattn_lab.__path__[0]).glob("*/*_cost.py")):
+        module = importlib.import_module(f"effattn_lab.{file.parent.name}.{file.stem}")
+        found[file.stem.removesuffix("_cost")] = SimpleNamespace(
+            **{
+                name: member
+                for name, member in inspect.getmembers(module, inspect.isfunction)
+                if not name.startswith("_") and member.__module__ == module.__name__
+            }
+        )
+    return found
 
 
 def parse(expr: str) -> ast.expr:
@@ -101,9 +125,11 @@ def _check(node: ast.AST, expr: str) -> None:
     if isinstance(node, ast.Constant) and not isinstance(node.value, int | float | str):
         raise ValueError(f"{expr!r}: constant {node.value!r} is not allowed")
     if isinstance(node, ast.Attribute):
-        # Only math.x, TABLE["name"].x and derate(...).x: text and numbers have methods that reach further.
+        # Only math.x, slug.x, TABLE["name"].x and derate(...).x: text and numbers have methods that reach further.
         owner = node.value.func if isinstance(node.value, ast.Call) else node.value
-        named = isinstance(owner, ast.Name) and owner.id in ({"math"} if owner is node.value else _RECORDS)
+        named = isinstance(owner, ast.Name) and owner.id in (
+            {"math", *_costs()} if owner is node.value else _RECORDS
+        )
         if node.attr.startswith("_") or not (named or isinstance(node.value, ast.Subscript)):
             raise ValueError(f"{expr!r}: attribute {node.attr!r} is not allowed")
     if isinstance(node, ast.keyword) and node.arg is None:

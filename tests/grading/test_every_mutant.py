@@ -1,7 +1,8 @@
 """Every registered mistake is refused by the grader's own path too: in the sandbox, on secret inputs.
 
 The mutants are imported inside, from a site that holds them for this test only. Mistakes that show only in how a
-result is computed are judged from a kernel's text, so those stand as text in `classroom`.
+result is computed are judged from a kernel's text, so those stand as text (`solved_labs.by_text`). A new lab is found
+by itself.
 """
 
 from __future__ import annotations
@@ -9,18 +10,24 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import classroom
 import pytest
+import solved_labs
 
-from effattn_lab.exercises.registry import get
+from effattn_lab import notebooks
+from effattn_lab.exercises.registry import all_exercises, get
 from effattn_lab.grading import build
 from effattn_lab.grading.judge import Boxes, judge
-from effattn_lab.grading.model import Item
 from effattn_lab.grading.sandbox import Limits
+from effattn_lab.grading.task import site as student_site
 
 SEED = "every mutant"
-#: Right numbers by a wrong kernel, or by none.
-BY_TEXT = {"no kernel", "reads every tile", "scores stored", "plain global", "plain helper", "changed dtype"}
+EXERCISES = all_exercises()
+LABS = [lab for lab in notebooks.labs() if solved_labs.items(lab)]
+BY_TEXT = [(e, name) for lab in LABS for e, table in solved_labs.by_text(lab).items() for name in table]
+
+
+def lab_of(exercise_id: str) -> str:
+    return exercise_id.rsplit("/", 1)[0]
 
 
 @pytest.fixture(scope="module")
@@ -39,48 +46,48 @@ def boxes(site):
         yield found
 
 
-def judged(boxes, exercise: str, cells) -> object:
-    item = Item(f"full/flash/{exercise}", classroom.FUNCTIONS[exercise], 1.0)
-    return judge(boxes, item, cells, SEED)
-
-
-@pytest.mark.parametrize("exercise", classroom.EXERCISES)
+@pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: e.id)
 def test_mutants_are_refused(exercise, boxes):
     lost = []
-    for mutant in get(f"full/flash/{exercise}").mutants:
-        if exercise == "triton_forward" and mutant.name in BY_TEXT:
+    lab = lab_of(exercise.id)
+    item = solved_labs.items(lab)[exercise.id]
+    for mutant in exercise.mutants:
+        if mutant.name in solved_labs.by_text(lab).get(exercise.id, ()):
             continue
         source = f"""
 from effattn_lab.exercises.registry import get
 
-{classroom.FUNCTIONS[exercise]} = {{m.name: m.fn for m in get("full/flash/{exercise}").mutants}}[{mutant.name!r}]
+{item.function} = {{m.name: m.fn for m in get("{exercise.id}").mutants}}[{mutant.name!r}]
 """
-        result = judged(boxes, exercise, [(1, source)])
+        result = judge(boxes, item, [(1, source)], SEED)
         wrong = [v for v in result.verdicts if not v.passed]
         if result.status != "failed" or result.points or result.error or not wrong:
             lost.append((mutant.name, result.status, result.error))
         elif mutant.hint not in (result.cause, *(v.hint for v in wrong)):
             lost.append((mutant.name, "its hint is not given", result.cause))
-    assert not lost
+    assert not lost, "right numbers by a wrong kernel? Such a mutant stands in tests/<part>/<slug>_by_text.py"
 
 
-@pytest.mark.parametrize("exercise", classroom.EXERCISES)
-def test_the_model_solution_passes(exercise, boxes):
-    parts = {"forward": classroom.solution("forward"), exercise: classroom.solution(exercise)}
-    assert judged(boxes, exercise, classroom.cells(**parts)).status == "passed"
+@pytest.mark.parametrize("lab", LABS)
+def test_the_solved_lab_passes(lab):
+    """On the site that students get, where nothing of what the lab asks to write is left."""
+    items = solved_labs.items(lab)
+    names = {name for item in items for name in get(item).from_scratch}
+    with Boxes(student_site(lab, tuple(sorted(names))), Limits()) as boxes:
+        for item in items.values():
+            result = judge(boxes, item, list(solved_labs.cells(lab)), SEED)
+            assert result.status == "passed", (item.id, result.error, result.cause, result.verdicts)
 
 
-@pytest.mark.parametrize("name", sorted(BY_TEXT))
-def test_kernels_with_right_numbers_are_refused(name, boxes):
-    mutant = next(m for m in get("full/flash/triton_forward").mutants if m.name == name)
-    parts = {"forward": classroom.solution("forward"), "kernel": classroom.wrong("triton_forward", name)}
-    result = judged(boxes, "triton_forward", classroom.cells(**parts))
+@pytest.mark.parametrize(("exercise", "name"), BY_TEXT, ids=[f"{e}-{name}" for e, name in BY_TEXT])
+def test_kernels_with_right_numbers_are_refused(exercise, name, boxes):
+    mutant = next(m for m in get(exercise).mutants if m.name == name)
+    lab = lab_of(exercise)
+    cells = solved_labs.edited(lab, solved_labs.by_text(lab)[exercise][name])
+    result = judge(boxes, solved_labs.items(lab)[exercise], cells, SEED)
     wrong = [v for v in result.verdicts if not v.passed]
     assert (result.status, result.points) == ("failed", 0.0)
     # The numbers are right: nothing but how they came about is held against it.
-    assert {v.property for v in wrong} <= {p.name for p in get("full/flash/triton_forward").probes}
-    if name not in (
-        "plain global",
-        "plain helper",
-    ):  # refused before a compiler sees them, in words of their own
+    assert {v.property for v in wrong} <= {p.name for p in get(exercise).probes}
+    if not name.startswith("plain "):  # refused before a compiler sees them, in words of their own
         assert any(mutant.hint[:60] in (v.hint + v.detail) for v in wrong), wrong

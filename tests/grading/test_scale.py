@@ -33,7 +33,7 @@ def notebook(*edits):
 def tasks():
     """A class of four with one exercise of each kind: enough to see whether grades depend on where they come from."""
     assignment = default_assignment()
-    plan = assignment.labs[0]
+    plan = next(plan for plan in assignment.labs if plan.lab == "full/flash")
     few = replace(plan, items=tuple(i for i in plan.items if i.function in ("merge", "flash_triton")))
     assignment = replace(assignment, labs=(few,), seed_per_student=True)
     hand_ins = {

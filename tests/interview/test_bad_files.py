@@ -215,6 +215,9 @@ def test_empty_bank(tmp_path):
         ("__import__('os')", "unknown name"),
         ("math.__dict__", "not allowed"),
         ("GPUS['A100'].__class__", "not allowed"),
+        ("linear_attention.__dict__", "not allowed"),
+        ("linear_attention.state_bytes.__globals__", "not allowed"),
+        ("linear_attention.torch", "no attribute"),
         ("[x for x in (1,)]", "not allowed"),
         ("(lambda: 1)()", "not allowed"),
         ("1 if 1 else 2", "not allowed"),
@@ -247,6 +250,7 @@ def test_expression_arithmetic():
     assert ex.evaluate("kv_cache_bytes(32, 8, 128, 1) / 2**10") == 128
     assert ex.evaluate('-GPUS["H100"].bandwidth_gbs + 3350') == 0
     assert ex.evaluate("flash_tiled_bytes(1, 1, 1, 64, 64, 16, block_m=64, block_n=64)") == 8448
+    assert ex.evaluate("linear_attention.state_bytes(8, 64, 64) / 2**10") == 130  # S and z, fp32
     assert ex.evaluate("derate(GPUS['A100'], 1, 0.5).ridge / GPUS['A100'].ridge") == 2
     assert ex.evaluate("with_kv_heads(MODELS['Llama-2-7B'], 8).num_kv_heads") == 8
     assert ex.evaluate("max(7 // 2, 7 % 4, abs(-2))") == 3

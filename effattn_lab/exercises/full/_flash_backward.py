@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from effattn_lab.exercises.core import Case, Exercise, Output, Tolerance
-from effattn_lab.exercises.full._flash_rows import FROM_SCRATCH, INF, finite, mutants, normal
+from effattn_lab.exercises.full._flash_rows import FROM_SCRATCH, INF, finite
+from effattn_lab.exercises.making import mutants, normal
 
 
 def backward_tile(

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from effattn_lab.exercises.core import Case, Exercise, NotMeasured, Output, Probe, Tolerance
-from effattn_lab.exercises.full._flash_rows import FROM_SCRATCH, INF, finite, mutants, normal
+from effattn_lab.exercises.full._flash_rows import FROM_SCRATCH, INF, finite
 from effattn_lab.exercises.full._flash_trials import memory_trial, skip_trial
+from effattn_lab.exercises.making import mutants, normal
 from effattn_lab.exercises.probes import watch
 from effattn_lab.foundations.attention import attention, lse, repeat_kv
 

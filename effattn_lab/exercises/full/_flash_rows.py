@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any
-
 import numpy as np
 import torch
 
-from effattn_lab.exercises.core import Case, Exercise, Mutant, Output, Tolerance
+from effattn_lab.exercises.core import Case, Exercise, Output, Tolerance
+from effattn_lab.exercises.making import mutants, normal
 
 INF = float("inf")
 
@@ -26,11 +23,6 @@ FROM_SCRATCH = (
     "torch.log_softmax",
     "torch.softmin",
 )
-
-
-def normal(rng: np.random.Generator, *shape: int, size: float = 1.0) -> torch.Tensor:
-    """Normal numbers of standard deviation ``size``, float32."""
-    return torch.from_numpy(rng.standard_normal(shape) * size).float()
 
 
 def finite(m: torch.Tensor) -> torch.Tensor:
@@ -112,17 +104,6 @@ def _softmax_mutant(fault: str, s: torch.Tensor, guard: bool = True) -> torch.Te
     if guard:
         l = torch.where(l == 0, torch.ones_like(l), l)
     return (p / l).to(torch.float32)
-
-
-def mutants(make: Callable[..., Any], table: dict[str, str], unguarded: bool = False) -> tuple[Mutant, ...]:
-    """One `Mutant` for each (fault, hint), calling ``make(fault, *arguments)``.
-
-    ``unguarded``: add the variant ``make(..., guard=False)``, as two mistakes often come together.
-    """
-    return tuple(
-        Mutant(fault, partial(make, fault), text, (partial(make, fault, guard=False),) if unguarded else ())
-        for fault, text in table.items()
-    )
 
 
 SAFE_SOFTMAX = Exercise(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from effattn_lab.exercises.core import Case, Outcome, Trial
-from effattn_lab.exercises.full._flash_rows import normal
+from effattn_lab.exercises.making import normal
 from effattn_lab.foundations.attention import attention, lse
 
 _LONG, _TILE, _DIM = 8192, 256, 16

@@ -11,8 +11,9 @@ import torch
 
 from effattn_lab.exercises.core import Case, Exercise, Kernel, Mutant, NotMeasured, Output, Probe, Tolerance
 from effattn_lab.exercises.full._flash_forward import attention_reference, integers
-from effattn_lab.exercises.full._flash_rows import FROM_SCRATCH, mutants, normal
+from effattn_lab.exercises.full._flash_rows import FROM_SCRATCH
 from effattn_lab.exercises.full._flash_trials import compile_trial, kernel_trial, loads_trial, stores_trial
+from effattn_lab.exercises.making import mutants, normal
 from effattn_lab.exercises.probes import watch
 from effattn_lab.foundations.attention import attention, lse
 

@@ -1,0 +1,56 @@
+"""Costs of linearized attention against counting and against figures known from elsewhere."""
+
+import pytest
+import sympy as sp
+import torch
+
+from effattn_lab.foundations import cost_model
+from effattn_lab.linear import linearized_llm_cost as cost
+from effattn_lab.linear.linearized_llm import linearized_attention_chunked
+
+
+@pytest.mark.parametrize("seen", [1, 15, 16, 17, 40])
+def test_state_is_counted(seen):
+    q, k, v = (torch.rand(1, 2, seen, d) for d in (8, 8, 6))
+    _, state = linearized_attention_chunked(
+        q, k, v, conv_weight=torch.rand(2, 5), group_size=16, return_state=True
+    )
+    held = sum(x.numel() for x in state[:4])
+    assert held <= cost.state_elements(2, 8, 6, 16, 5)
+    assert (held == cost.state_elements(2, 8, 6, 16, 5)) == (seen % 16 == 15)
+    assert cost.state_elements(2, 8, 6, 16, 0) == cost.state_elements(2, 8, 6, 16, 1)
+
+
+def test_flops_are_counted():
+    """Products of the readable form, counted by PyTorch; its convolution is the one by bands."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    heads, kv_heads, n, d, dv, group, lags = 4, 2, 128, 16, 24, 32, 9
+    q, k, v = torch.rand(1, heads, n, d), torch.rand(1, kv_heads, n, d), torch.rand(1, kv_heads, n, dv)
+    with FlopCounterMode(display=False) as counter:
+        linearized_attention_chunked(q, k, v, group_size=group)
+    attention = cost.local_flops(heads, n, d, dv, group) + cost.global_flops(heads, kv_heads, n, d, dv)
+    assert counter.get_total_flops() == attention
+    with FlopCounterMode(display=False) as counter:
+        linearized_attention_chunked(q, k, v, group_size=group, conv_weight=torch.rand(heads, lags))
+    assert counter.get_total_flops() == attention + cost.conv_band_flops(heads, n, dv, lags, group)
+    whole = cost.forward_flops(heads, kv_heads, n, d, dv, group, lags)
+    assert whole == attention + cost.conv_flops(heads, n, dv, lags)
+
+
+def test_known_figures():
+    """LLaMA-2-7B's head: 128 dimensions, groups of 64, 32 taps."""
+    assert cost.local_flops(1, 1, 128, 128, 64) == 32768
+    assert cost.global_flops(1, 1, 1, 128, 128) == 65536
+    assert cost.conv_flops(1, 1, 128, 32) == 8192
+    assert cost.crossover_flops(128) == 2 * 64 + 2 * 128 + 32 - 1
+    assert round(cost.crossover_cache(128)) == 142  # as many numbers as a KV cache of 142 tokens
+
+
+def test_crossovers_are_where_the_costs_meet():
+    n, d, g, c = sp.symbols("N D G L", positive=True)
+    softmax = 4 * d * cost_model.visible_pairs(n, n, causal=True)
+    (meet,) = sp.solve(sp.Eq(softmax / n, cost.forward_flops(1, 1, n, d, d, g, c) / n), n)
+    assert sp.simplify(meet - cost.crossover_flops(d, g, c)) == 0
+    assert sp.simplify(cost.crossover_flops(d, g, c) - (2 * g + 2 * d + c - 1)) == 0
+    assert sp.simplify(cost.crossover_cache(d, g, c) - (d / 2 + g - 1 + (c - 1) / 2)) == 0
