@@ -44,7 +44,11 @@ def recall_against_state(record: dict[str, Any]) -> Figure:
         if name == "softmax":
             # The smallest cache: one token of it is the whole divided by the length.
             axes.plot(
-                [states[0] / recipe["length"], states[0]], [means[0]] * 2, color=color, linewidth=6, alpha=0.25
+                [states[0] / recipe["length"], states[0]],
+                [means[0]] * 2,
+                color=color,
+                linewidth=6,
+                alpha=0.25,
             )
             axes.annotate(
                 "softmax: the cache grows with every token",

@@ -65,9 +65,7 @@ MIXERS: dict[str, Entry] = {
         (8, 2, 32, 4, 16),
     ),
     "delta_rule": Entry("delta rule (DeltaNet)", _DELTA, "DeltaRule", {"conv_width": 0}, (8, 2, 32, 4, 16)),
-    "zeros": Entry(
-        "ZeroS", "effattn_lab.linear.zeros_layer", "ZeroS", {}, (4, 2, 8, 16), positions="rope"
-    ),
+    "zeros": Entry("ZeroS", "effattn_lab.linear.zeros_layer", "ZeroS", {}, (4, 2, 8, 16), positions="rope"),
     "selective_ssm": Entry(
         "selective SSM (Mamba-1)",
         "effattn_lab.linear.selective_ssm_layer",
