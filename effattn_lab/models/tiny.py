@@ -225,12 +225,12 @@ class TinyDecoder(nn.Module):
     ) -> tuple[torch.Tensor, list[BlockState]]:
         """After the last norm: ``[B, N, M]``, or ``[asked, M]``; the last MLP works on no more than that."""
         if not isinstance(ids, torch.Tensor) or ids.dtype != torch.int64 or ids.dim() != 2 or 0 in ids.shape:
-            got = (
-                f"{ids.dtype} {tuple(ids.shape)}" if isinstance(ids, torch.Tensor) else type(ids).__name__
-            )
+            got = f"{ids.dtype} {tuple(ids.shape)}" if isinstance(ids, torch.Tensor) else type(ids).__name__
             raise ValueError(f"ids: expected int64 token numbers [B, N], got {got}")
         if state is not None and len(state) != len(self.blocks):
-            raise ValueError(f"state: expected one entry for each of {len(self.blocks)} blocks, got {len(state)}")
+            raise ValueError(
+                f"state: expected one entry for each of {len(self.blocks)} blocks, got {len(state)}"
+            )
         if int(ids.min()) < 0 or int(ids.max()) >= self.vocab_size:
             raise ValueError(
                 f"ids: expected numbers from 0 to {self.vocab_size - 1}, got {int(ids.min())} to {int(ids.max())}"

@@ -78,4 +78,6 @@ def _tensor(blocks: Iterator[bytes]) -> torch.Tensor:
 def _check_length(length: int, bytes_there: int, part: str) -> None:
     check_positive_int("length", length)
     if length >= bytes_there:
-        raise ValueError(f"length: expected less than the {bytes_there} bytes of the {part} part, got {length}")
+        raise ValueError(
+            f"length: expected less than the {bytes_there} bytes of the {part} part, got {length}"
+        )

@@ -67,7 +67,12 @@ def mqar(
     Raises:
         ValueError: for sizes that do not fit together; the message names the argument.
     """
-    for name, value in (("examples", examples), ("length", length), ("pairs", pairs), ("vocab_size", vocab_size)):
+    for name, value in (
+        ("examples", examples),
+        ("length", length),
+        ("pairs", pairs),
+        ("vocab_size", vocab_size),
+    ):
         check_positive_int(name, value)
     if length % 2 or length < 4 * pairs:
         raise ValueError(f"length: expected an even number of at least 4 * pairs = {4 * pairs}, got {length}")
