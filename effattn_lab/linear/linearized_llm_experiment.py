@@ -203,8 +203,10 @@ def run(
             attention.load_state_dict(weights)
     rows = [base]
     seen = capture(lm, train, layers)
-    for setting in settings:
-        for seed in seeds:
+    with linearized(lm.model, layers, group_size=group_size):
+        before = measure("_before")  # the new branches start at 0, so this is the same for all settings
+    for seed in seeds:
+        for setting in settings:
             start = time.perf_counter()
             fresh = [
                 from_attention(
@@ -217,9 +219,8 @@ def run(
             ]
             row: dict[str, Any] = {
                 "setting": setting, "seed": seed, "layers": list(layers), "group_size": group_size, "steps": steps,
+                **before,
             }  # fmt: skip
-            with linearized(lm.model, layers, fresh):
-                row.update(measure("_before"))
             losses = [
                 transfer(layer, *seen[i], steps=steps, lr=lr, seed=seed) for i, layer in zip(layers, fresh)
             ]
@@ -245,7 +246,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=200, help="of transfer, for each layer")
-    parser.add_argument("--sequences", type=int, default=16)
+    parser.add_argument("--sequences", type=int, default=16, help="to train on")
+    parser.add_argument("--test-sequences", type=int, default=8, help="of each test text")
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--layers", type=int, nargs="+", default=list(LAYERS))
     parser.add_argument("--group-size", type=int, default=64)
@@ -256,8 +258,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     rows = run(
         smollm2.load(), layers=chosen.layers, settings=chosen.settings, steps=chosen.steps, seeds=chosen.seeds,
-        sequences=chosen.sequences, length=chosen.length, group_size=chosen.group_size, lm_steps=chosen.lm_steps,
-        progress=True,
+        sequences=chosen.sequences, test_sequences=chosen.test_sequences, length=chosen.length,
+        group_size=chosen.group_size, lm_steps=chosen.lm_steps, progress=True,
     )  # fmt: skip
     show([{k: v for k, v in row.items() if k not in ("layers", "alpha")} for row in rows])
     if chosen.json:

@@ -60,7 +60,7 @@ class ByteText:
         return Batch(window[:, :-1].contiguous(), window[:, 1:].contiguous())
 
     def validation(self, length: int, max_windows: int | None = None) -> Batch:
-        """The held-out part in windows side by side, from its beginning; every byte but the last few is a target once."""
+        """The held-out part in windows side by side, from its beginning, each byte a target once."""
         _check_length(length, len(self.valid), "held-out")
         count = (len(self.valid) - 1) // length
         if max_windows is not None:
