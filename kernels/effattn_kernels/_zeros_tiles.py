@@ -28,7 +28,7 @@ def _row(chunk: int, *tiles: tuple[int, int, int, int]) -> Tiles:
 
 # (architecture, bytes an element) -> {largest head dim: chunk, then (BLOCK_K, BLOCK_V, warps, stages) for states and
 # outputs}. Of the tiles that pass, the table has those with the fewest instructions a token. One stage: three fp32
-# tiles leave no registers for loads in flight (with two stages the state kernel spills 280 bytes a thread on an A100).
+# tiles leave no registers for loads in flight: with two stages the state kernel spills 280 bytes a thread on an A100.
 # It loads the next chunk before it stores the border, which is as far as one program can overlap them. On L4 and RTX
 # PRO 6000 the tile takes 8 warps: with 4 the compiler spills 16 and 56 bytes a thread.
 # fp32 on NVIDIA GPUs and everything on a T4 multiplies without tensor cores.
