@@ -185,7 +185,7 @@ def test_known_costs():
 
 
 def test_xray_beside_fla(monkeypatch):
-    """The smallest table, on one GPU; real compilations. Three states in one pass move fewer bytes than three passes."""
+    """The smallest table, on one GPU; real compilations. One pass for three states moves fewer bytes."""
     pytest.importorskip("fla.ops.common.chunk_h", reason="fla-core is not installed (extra peers)")
     monkeypatch.setattr(zeros_peers, "L2NORM_ROWS", (32,))
     monkeypatch.setattr(zeros_peers, "L2NORM_WARPS", (1,))
