@@ -120,10 +120,10 @@ def test_keyboard_and_narrow_screen(page):
 
 
 def test_start_again_repeats_the_same_draws(page):
+    said = []
     for _ in range(2):
         page.locator("[data-do=reset]").click()
         for _ in range(3):
             page.locator("[data-do='1']").click()
-        said = page.locator(".ae-last").inner_text()
-        first = locals().get("first", said)
-        assert said == first
+        said.append(page.locator(".ae-last").inner_text())
+    assert said[0] == said[1]
