@@ -186,7 +186,7 @@ def test_the_real_model_writes_the_same_text():
         )[0, 100:].tolist()
     vocab = lm.model.config.vocab_size
     ngram = drafts.NGram(ids[2100:].tolist(), vocab_size=vocab)
-    for draft in (drafts.PromptLookup(), ngram, drafts.EarlyExit(lm.model, 2)):
+    for draft in (drafts.PromptLookup(), drafts.EarlyExit(lm.model, 2)):
         assert decode.speculate(lm.model, draft, prompt, 12, 4).tokens == want, draft.name
     assert decode.speculate_tree(lm.model, lambda known: ngram.tree(known, (3, 2)), prompt, 12).tokens == want
 
@@ -221,9 +221,9 @@ def joint_of(model, prompt, vocab):
 
 @pytest.mark.parametrize("kind", ["random", "fixed", "tree"])
 def test_sampled_tokens_have_the_models_distribution(kind):
-    """Two tokens of a random Llama over four words, 1,500 runs through cache, draft and judgement."""
+    """Two tokens of a random Llama over four words, 600 runs through cache, draft and judgement."""
     small = tiny(vocab=4, layers=1, seed=5)
-    prompt, runs = [1, 3], 1500
+    prompt, runs = [1, 3], 600
     joint = joint_of(small, prompt, 4)
     table = torch.softmax(torch.randn(4, 4, generator=torch.Generator().manual_seed(6)), -1)
     fixed = drafts.NGram([0, 1, 2, 3, 1, 1, 3, 2, 0, 2], vocab_size=4)
@@ -257,7 +257,7 @@ def test_transformers_judges_alike(monkeypatch):
         u = torch.rand(2 * gamma + 1, generator=g, dtype=torch.float64)
         guesses = spec.sample(q[0], u[:gamma])[None]
         tokens, accepted = spec.verify(p, q, guesses, u[None, gamma:-1], u[-1:])
-        monkeypatch.setattr(torch, "rand_like", lambda x, u=u: u[gamma:-1].view_as(x))
+        monkeypatch.setattr(torch, "rand_like", lambda x, u=u, n=gamma: u[n:-1].view_as(x))
         monkeypatch.setattr(torch, "multinomial", lambda w, num_samples, u=u: spec.sample(w, u[-1:])[:, None])
         theirs, matches = _speculative_sampling(guesses, cheap, gamma, target)
         monkeypatch.undo()
