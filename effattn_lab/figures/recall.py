@@ -22,6 +22,7 @@ LOOKS: dict[str, tuple[str, str, str]] = {
     "delta_rule": (PALETTE["blue"], "-", "v"),
     "delta_no_conv": (PALETTE["blue"], "", "v"),
     "zeros": (PALETTE["purple"], "--", "X"),
+    "zeros_eps": (PALETTE["purple"], "", "X"),
     "selective_ssm": (PALETTE["sky"], "-", "P"),
 }
 
@@ -61,7 +62,7 @@ def recall_against_state(record: dict[str, Any]) -> Figure:
         for e in rows:
             axes.plot([e["state"]] * 2, [100 * e["low"], 100 * e["high"]], color=color, linewidth=1.2)
             axes.plot([e["state"]] * len(e["values"]), [100 * v for v in e["values"]], "_", color=color)
-        hollow = {"markerfacecolor": PALETTE["white"]} if name == "delta_no_conv" else {}
+        hollow = {"markerfacecolor": PALETTE["white"]} if not dash else {}
         axes.plot(states, means, linestyle=dash, marker=marker, color=color, label=label, **hollow)
     chance = 200 / recipe["vocab_size"]
     axes.axhline(chance, color=COLORS["muted"], linewidth=1.2, linestyle=(0, (2, 2)))
