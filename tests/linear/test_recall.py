@@ -15,7 +15,17 @@ import matplotlib.pyplot as plt
 from effattn_lab.figures import recall as figures
 from effattn_lab.linear import recall
 from effattn_lab.linear.mixers import MIXERS, available
-from effattn_lab.linear.recall import RECIPES, TUNING_SEED, Recipe, Study, batches, better, held_out, model, train
+from effattn_lab.linear.recall import (
+    RECIPES,
+    TUNING_SEED,
+    Recipe,
+    Study,
+    batches,
+    better,
+    held_out,
+    model,
+    train,
+)
 from effattn_lab.models.tiny import count_parameters
 
 SMALL = Recipe(
@@ -121,8 +131,12 @@ def test_a_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert (first["size"], first["values"]) == (4, pytest.approx([0.3, 0.4, 0.5]))
     assert first["mean"] == pytest.approx(0.4)
     assert (first["low"], first["high"]) == pytest.approx((0.3, 0.5))
-    assert second["size"] == 8
-    with pytest.raises(ValueError, match="--out: .* holds runs of another recipe"):
+    assert (second["size"], len(second["values"])) == (8, 3), "no tuning run among the results"
+    assert (first["rate"], second["rate"]) == (0.1, 0.1)
+    assert recall.chosen_rate(found, "mqar", "softmax") == 0.1
+    with pytest.raises(ValueError, match="record: expected a tuning run of zeros for mqar, got none"):
+        recall.chosen_rate(found, "mqar", "zeros")
+    with pytest.raises(ValueError, match=r"--out: .* holds runs of another recipe"):
         Study(path, replace(recipe, steps=7))
 
 
@@ -142,7 +156,11 @@ def test_the_record_is_whole():
         assert abs(e["parameters"] - RECIPES["mqar"].parameters) <= 0.01 * RECIPES["mqar"].parameters
     # A learning rate was chosen among all that the recipe names, on runs that no result uses.
     for name in MIXERS:
-        tuned = [r for r in found["rows"] if r["mixer"] == name and r["seed"] == TUNING_SEED and r["task"] == "mqar"]
+        tuned = [
+            r
+            for r in found["rows"]
+            if r["mixer"] == name and r["seed"] == TUNING_SEED and r["task"] == "mqar"
+        ]
         assert {r["rate"] for r in tuned} == set(RECIPES["mqar"].rates)
 
 
@@ -183,6 +201,8 @@ def test_pictures():
         line = lines[MIXERS[name].label]
         assert list(line.get_xdata()) == [e["state"] for e in rows]
         assert list(line.get_ydata()) == pytest.approx([100 * e["mean"] for e in rows])
-    looks = [(line.get_linestyle(), line.get_marker()) for line in lines.values() if line.get_label() in lines]
+    looks = [
+        (line.get_linestyle(), line.get_marker()) for line in lines.values() if line.get_label() in lines
+    ]
     assert len(set(looks)) >= len(MIXERS), "no two mixers differ by colour alone"
     plt.close(fig)
