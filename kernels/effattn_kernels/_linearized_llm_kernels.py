@@ -69,20 +69,37 @@ def _linearized_llm_states_kernel(
     s = tl.zeros([BLOCK_K, BLOCK_V], tl.float32)
     if INITIAL:
         s += load_state(s0_ptr, pair, offs_k, offs_v, K, V, BLOCK_K, BLOCK_V)
-    for c in range(0, num_sums):
+    for c in range(0, num_groups):
         # A masked store, not a branch: the compiler for Blackwell cannot pipeline a loop that branches on its sum.
         _store_before(states_ptr, s, c, first_group, seen, offs_k, offs_v, K, V, GROUP, SCALED)
-        end = tl.minimum(seqlen_k, c * GROUP + GROUP)
+        # The last group's keys are in nobody's past: past num_sums nothing is loaded, and zeros are added.
+        end = tl.where(c < num_sums, c * GROUP + GROUP, 0)
         for j in tl.static_range(0, GROUP, BLOCK_N):
             k = load_rows(k_ptr, c * GROUP + j, cols, end, stride_kn, offs_k, stride_kd, K, BLOCK_K)
             v = load_rows(
                 v_ptr, c * GROUP + j + lead, cols, end + lead, stride_vn, offs_v, stride_vd, V, BLOCK_V
             )
             s += dot(tl.trans(unit_rows(k, NORM)), v)
-    if num_sums < num_groups:  # the last group's keys are in nobody's past
-        _store_before(states_ptr, s, num_sums, first_group, seen, offs_k, offs_v, K, V, GROUP, SCALED)
     if FINAL:
         store_state(sT_ptr, s, pair, offs_k, offs_v, K, V)
+
+
+@triton.jit
+def _own_keys(
+    q, k_ptr, v_ptr, w_ptr, j, rows, offs_k, offs_v, base, lead, end_k, stride_kn, stride_kd, stride_vn, stride_vd,
+    K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_N: tl.constexpr,
+    LAGS: tl.constexpr, NORM: tl.constexpr,
+):  # fmt: skip
+    """``(tril(relu(Q K^T)^2) + T) V`` over the keys ``j .. j + BLOCK_N`` of the group."""
+    cols = j + tl.arange(0, BLOCK_N)
+    k = load_rows(k_ptr, base, cols, end_k, stride_kn, offs_k, stride_kd, K, BLOCK_K)
+    a = tl.maximum(dot(q, tl.trans(unit_rows(k, NORM))), 0.0)
+    lag = rows[:, None] - cols[None, :]
+    a = tl.where(lag >= 0, a * a, 0.0)
+    if LAGS > 0:
+        a += tl.load(w_ptr + lag, mask=(lag >= 0) & (lag < LAGS), other=0.0).to(tl.float32)
+    v = load_rows(v_ptr, base + lead, cols, end_k + lead, stride_vn, offs_v, stride_vd, V, BLOCK_V)
+    return dot(cast(a, v.dtype), v)
 
 
 @triton.jit
@@ -137,16 +154,18 @@ def _linearized_llm_outputs_kernel(
                 v_ptr, base + lead, before, seqlen_k + lead, stride_vn, offs_v, stride_vd, V, BLOCK_V
             )
             acc += dot(cast(t, v.dtype), v)
-    for j in range(0, tl.minimum(start + BLOCK_M, GROUP), BLOCK_N):
-        cols = j + tl.arange(0, BLOCK_N)
-        k = load_rows(k_ptr, base, cols, end_k, stride_kn, offs_k, stride_kd, K, BLOCK_K)
-        a = tl.maximum(dot(q, tl.trans(unit_rows(k, NORM))), 0.0)
-        lag = rows[:, None] - cols[None, :]
-        a = tl.where(lag >= 0, a * a, 0.0)
-        if LAGS > 0:
-            a += tl.load(w_ptr + lag, mask=(lag >= 0) & (lag < LAGS), other=0.0).to(tl.float32)
-        v = load_rows(v_ptr, base + lead, cols, end_k + lead, stride_vn, offs_v, stride_vd, V, BLOCK_V)
-        acc += dot(cast(a, v.dtype), v)
+    if BLOCKS == 1:  # one block a group: nothing to loop over, and no code for a pipeline
+        for j in tl.static_range(0, GROUP, BLOCK_N):
+            acc += _own_keys(
+                q, k_ptr, v_ptr, w_ptr, j, rows, offs_k, offs_v, base, lead, end_k, stride_kn, stride_kd, stride_vn,
+                stride_vd, K, V, BLOCK_K, BLOCK_V, BLOCK_N, LAGS, NORM,
+            )  # fmt: skip
+    else:
+        for j in range(0, tl.minimum(start + BLOCK_M, GROUP), BLOCK_N):
+            acc += _own_keys(
+                q, k_ptr, v_ptr, w_ptr, j, rows, offs_k, offs_v, base, lead, end_k, stride_kn, stride_kd, stride_vn,
+                stride_vd, K, V, BLOCK_K, BLOCK_V, BLOCK_N, LAGS, NORM,
+            )  # fmt: skip
     store_rows(o_ptr + pair * seqlen_q * V, acc, base - offset, rows, end_q, offs_v, V)
 
 
