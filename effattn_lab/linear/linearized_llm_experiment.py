@@ -1,6 +1,7 @@
 """How much of SmolLM2 survives when some of its layers are linearized? Perplexity on real text, before and after.
 
-``python -m effattn_lab.linear.linearized_llm_experiment --json out.json`` (about half an hour on one core).
+``python -m effattn_lab.linear.linearized_llm_experiment --json out.json`` (half an hour on one core that has nothing
+else to do); :func:`measured` has the rows of the recorded run, which is kept beside this file.
 
 Every chosen layer learns to give what the softmax attention in its place gave on the same inputs (attention
 transfer, Zhang et al. 2024, LoLCATs): the targets are the model's own, so no run gains by learning the text's
@@ -36,6 +37,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 LAYERS = tuple(range(2, 30, 4))  # 7 of SmolLM2's 30
 HELD_OUT = 400_000  # characters of the language reference: what comes after is read for testing only
+
+
+RECORD = Path(__file__).with_suffix(".json")
+
+
+def measured() -> list[dict[str, Any]]:
+    """The rows of the recorded run, as :func:`run` returns them."""
+    rows: list[dict[str, Any]] = json.loads(RECORD.read_text(encoding="utf-8"))["rows"]
+    return rows
 
 
 def pieces(lm: Any, text: str, count: int, length: int) -> torch.Tensor:
@@ -202,9 +212,13 @@ def run(
         for attention, weights in zip(attentions, kept):
             attention.load_state_dict(weights)
     rows = [base]
+    if progress:
+        print(json.dumps(base), flush=True)
     seen = capture(lm, train, layers)
-    for setting in settings:
-        for seed in seeds:
+    with linearized(lm.model, layers, group_size=group_size):
+        before = measure("_before")  # the new branches start at 0, so this is the same for all settings
+    for seed in seeds:
+        for setting in settings:
             start = time.perf_counter()
             fresh = [
                 from_attention(
@@ -217,9 +231,8 @@ def run(
             ]
             row: dict[str, Any] = {
                 "setting": setting, "seed": seed, "layers": list(layers), "group_size": group_size, "steps": steps,
+                **before,
             }  # fmt: skip
-            with linearized(lm.model, layers, fresh):
-                row.update(measure("_before"))
             losses = [
                 transfer(layer, *seen[i], steps=steps, lr=lr, seed=seed) for i, layer in zip(layers, fresh)
             ]
@@ -245,7 +258,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=200, help="of transfer, for each layer")
-    parser.add_argument("--sequences", type=int, default=16)
+    parser.add_argument("--sequences", type=int, default=16, help="to train on")
+    parser.add_argument("--test-sequences", type=int, default=8, help="of each test text")
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--layers", type=int, nargs="+", default=list(LAYERS))
     parser.add_argument("--group-size", type=int, default=64)
@@ -256,8 +270,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     rows = run(
         smollm2.load(), layers=chosen.layers, settings=chosen.settings, steps=chosen.steps, seeds=chosen.seeds,
-        sequences=chosen.sequences, length=chosen.length, group_size=chosen.group_size, lm_steps=chosen.lm_steps,
-        progress=True,
+        sequences=chosen.sequences, test_sequences=chosen.test_sequences, length=chosen.length,
+        group_size=chosen.group_size, lm_steps=chosen.lm_steps, progress=True,
     )  # fmt: skip
     show([{k: v for k, v in row.items() if k not in ("layers", "alpha")} for row in rows])
     if chosen.json:

@@ -1,8 +1,8 @@
 """Latency and memory of SmolLM2 with softmax and with linearized layers, and how much depends on the baseline.
 
-``python -m effattn_lab.linear.linearized_llm_latency --json out.json``. One model, one text, the same weights; softmax once
-as transformers' unfused attention ("eager"), which writes every score, once as PyTorch's fused one ("sdpa").
-Linearized: all layers but the first. How well the model then speaks is
+``python -m effattn_lab.linear.linearized_llm_latency --json out.json``. One model, the same weights, the same text;
+softmax once as transformers' unfused attention ("eager"), which writes every score, once as PyTorch's fused one
+("sdpa"). Linearized: all layers but the first. How well the model then speaks is
 :mod:`effattn_lab.linear.linearized_llm_experiment`'s question; its cost doesn't depend on that.
 """
 

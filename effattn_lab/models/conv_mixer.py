@@ -1,4 +1,4 @@
-"""A short causal convolution, by itself and as a gated mixer: what lets a token see its neighbour without attention."""
+"""A short causal convolution, by itself and as a gated mixer: how a token sees its neighbours without attention."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from effattn_lab._validate import check_positive_int
 
 
 class ShortConvolution(nn.Module):
-    """Depthwise causal convolution over time, ``y_t = sum_j w_j x_{t-j}``, j = 0..kernel_size - 1, a filter a channel.
+    """Depthwise causal convolution over time, ``y_t = sum_j w_j x_{t-j}``, one filter a channel.
 
     Args:
         width: M channels.
-        kernel_size: taps, at least 1.
+        kernel_size: taps, at least 1: j = 0..kernel_size - 1.
 
     Its state are the last ``kernel_size - 1`` inputs, ``[B, kernel_size - 1, M]``. Starts as the identity, so that a
     block with it begins as the block without it.

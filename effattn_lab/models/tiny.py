@@ -11,7 +11,7 @@ A mixer is any module ``[B, N, M] -> [B, N, M]`` with ``forward(x, state=None, *
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,8 @@ class BlockState(NamedTuple):
 class Block(nn.Module):
     """Pre-norm residual block around any mixer; with ``conv`` a short convolution feeds it."""
 
+    mixer: Any  # an nn.Module with a ``step``
+
     def __init__(self, width: int, mixer: nn.Module, mlp: str, mlp_width: int, conv: int) -> None:
         super().__init__()
         self.norm = nn.RMSNorm(width)
@@ -65,7 +67,7 @@ class Block(nn.Module):
     def mix(
         self, x: torch.Tensor, state: BlockState | None = None, *, step: bool = False, keep: bool = False
     ) -> tuple[torch.Tensor, BlockState | None]:
-        """The first half: tokens see each other. ``x [B, N, M]``; ``step`` for one token, ``keep`` to return a state."""
+        """The first half: tokens see each other. ``x [B, N, M]``; ``step``: one token, ``keep``: return a state."""
         h, tail = self.norm(x), None
         if self.conv is not None:
             h, tail = self.conv.step(None if state is None else state.tail, h)
@@ -93,7 +95,7 @@ class TinyDecoder(nn.Module):
         mixers: one module a block, see the head of this module.
         mlp: "swiglu" or "gelu".
         mlp_width: hidden units of each MLP; 0 leaves the MLPs out, as Zoology's recall models do. Default ``4 * M``
-            for GELU, and two thirds of that for SwiGLU, which has three matrices.
+            for GELU, and two thirds of that for SwiGLU, which has three matrices. A sequence: one for each.
         conv: taps of a short convolution in front of every mixer, 0 for none. Default 0.
         tie_embeddings: the output matrix is the embedding. Default True.
     """
@@ -105,7 +107,7 @@ class TinyDecoder(nn.Module):
         mixers: Sequence[nn.Module],
         *,
         mlp: str = "swiglu",
-        mlp_width: int | None = None,
+        mlp_width: int | Sequence[int] | None = None,
         conv: int = 0,
         tie_embeddings: bool = True,
     ) -> None:
@@ -116,22 +118,30 @@ class TinyDecoder(nn.Module):
             raise ValueError(f"mlp: expected one of {', '.join(MLPS)}, got {mlp!r}")
         if mlp_width is None:
             mlp_width = 4 * width if mlp == "gelu" else round(8 * width / 3)
-        for name, value in (("mlp_width", mlp_width), ("conv", conv)):
-            if value != 0:
-                check_positive_int(name, value)
         if not mixers or not all(isinstance(m, nn.Module) for m in mixers):
             raise ValueError(f"mixers: expected at least one nn.Module, got {mixers!r}")
+        widths = list(mlp_width) if isinstance(mlp_width, Sequence) else [mlp_width] * len(mixers)
+        if len(widths) != len(mixers):
+            raise ValueError(f"mlp_width: expected one for each of {len(mixers)} blocks, got {len(widths)}")
+        for name, value in (*(("mlp_width", w) for w in widths), ("conv", conv)):
+            if value != 0:
+                check_positive_int(name, value)
         if len({id(m) for m in mixers}) < len(mixers):
             raise ValueError("mixers: expected a module of its own for each block, got one twice")
         self.vocab_size, self.width = vocab_size, width
         self.embed = nn.Embedding(vocab_size, width)
         # Tied: with 1 / sqrt(M), the first logits have standard deviation 1 after the norm.
         nn.init.normal_(self.embed.weight, std=width**-0.5)
-        self.blocks = nn.ModuleList(Block(width, m, mlp, mlp_width, conv) for m in mixers)
+        self.blocks = nn.ModuleList(Block(width, m, mlp, w, conv) for m, w in zip(mixers, widths))
         self.norm = nn.RMSNorm(width)
         self.head = nn.Linear(width, vocab_size, bias=False)
         if tie_embeddings:
             self.head.weight = self.embed.weight
+
+    @property
+    def mixers(self) -> list[nn.Module]:
+        """The mixer of each block."""
+        return [cast(Block, block).mixer for block in self.blocks]
 
     def forward(
         self, ids: torch.Tensor, state: list[BlockState] | None = None, *, return_state: bool = False
@@ -225,23 +235,24 @@ class TinyDecoder(nn.Module):
     ) -> tuple[torch.Tensor, list[BlockState]]:
         """After the last norm: ``[B, N, M]``, or ``[asked, M]``; the last MLP works on no more than that."""
         if not isinstance(ids, torch.Tensor) or ids.dtype != torch.int64 or ids.dim() != 2 or 0 in ids.shape:
-            got = (
-                f"{ids.dtype} {tuple(ids.shape)}" if isinstance(ids, torch.Tensor) else type(ids).__name__
-            )
+            got = f"{ids.dtype} {tuple(ids.shape)}" if isinstance(ids, torch.Tensor) else type(ids).__name__
             raise ValueError(f"ids: expected int64 token numbers [B, N], got {got}")
         if state is not None and len(state) != len(self.blocks):
-            raise ValueError(f"state: expected one entry for each of {len(self.blocks)} blocks, got {len(state)}")
+            raise ValueError(
+                f"state: expected one entry for each of {len(self.blocks)} blocks, got {len(state)}"
+            )
         if int(ids.min()) < 0 or int(ids.max()) >= self.vocab_size:
             raise ValueError(
                 f"ids: expected numbers from 0 to {self.vocab_size - 1}, got {int(ids.min())} to {int(ids.max())}"
             )
-        x, kept = self.embed(ids), []
-        for i, block in enumerate(self.blocks):
+        x, kept = self.embed(ids), cast(list[BlockState], [])
+        for i, module in enumerate(self.blocks):
+            block = cast(Block, module)
             x, left = block.mix(x, None if state is None else state[i], step=step, keep=keep)
             if asked is not None and i + 1 == len(self.blocks):
                 x = x[asked]
             x = block.feed(x)
-            kept.append(left)
+            kept.append(cast(BlockState, left))
         return self.norm(x), kept
 
 
@@ -276,8 +287,8 @@ def match_parameters(
     got = first + slope * (width - 1)
     if abs(got - target) > rtol * target:
         raise ValueError(
-            f"target: expected a number that an MLP of at least {min_width} units meets within {rtol:.1%}, got {target}; "
-            f"the nearest is {got} with {width} units"
+            f"target: expected a number that an MLP of at least {min_width} units meets within {rtol:.1%}, "
+            f"got {target}; the nearest is {got} with {width} units"
         )
     return width
 

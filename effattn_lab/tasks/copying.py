@@ -58,8 +58,9 @@ def overwrite_recall(
         vocab_size: V, even.
         seed: an integer or a NumPy generator.
     """
-    for name, value in (("examples", examples), ("pairs", pairs), ("writes", writes), ("vocab_size", vocab_size)):
-        check_positive_int(name, value)
+    sizes = {"examples": examples, "pairs": pairs, "writes": writes, "vocab_size": vocab_size}
+    for name, size in sizes.items():
+        check_positive_int(name, size)
     half = vocab_size // 2
     if vocab_size % 2 or half - 1 < pairs or half < 2:
         raise ValueError(

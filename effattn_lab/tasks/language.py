@@ -60,7 +60,7 @@ class ByteText:
         return Batch(window[:, :-1].contiguous(), window[:, 1:].contiguous())
 
     def validation(self, length: int, max_windows: int | None = None) -> Batch:
-        """The held-out part in windows side by side, from its beginning; every byte but the last few is a target once."""
+        """The held-out part in windows side by side, from its beginning, each byte a target once."""
         _check_length(length, len(self.valid), "held-out")
         count = (len(self.valid) - 1) // length
         if max_windows is not None:
@@ -78,4 +78,6 @@ def _tensor(blocks: Iterator[bytes]) -> torch.Tensor:
 def _check_length(length: int, bytes_there: int, part: str) -> None:
     check_positive_int("length", length)
     if length >= bytes_there:
-        raise ValueError(f"length: expected less than the {bytes_there} bytes of the {part} part, got {length}")
+        raise ValueError(
+            f"length: expected less than the {bytes_there} bytes of the {part} part, got {length}"
+        )

@@ -67,13 +67,19 @@ def mqar(
     Raises:
         ValueError: for sizes that do not fit together; the message names the argument.
     """
-    for name, value in (("examples", examples), ("length", length), ("pairs", pairs), ("vocab_size", vocab_size)):
+    for name, value in (
+        ("examples", examples),
+        ("length", length),
+        ("pairs", pairs),
+        ("vocab_size", vocab_size),
+    ):
         check_positive_int(name, value)
     if length % 2 or length < 4 * pairs:
         raise ValueError(f"length: expected an even number of at least 4 * pairs = {4 * pairs}, got {length}")
     if vocab_size % 2 or vocab_size <= length or pairs > vocab_size // 2 - 1:
         raise ValueError(
-            f"vocab_size: expected an even number above length ({length}) with at least {pairs} keys, got {vocab_size}"
+            f"vocab_size: expected an even number above length ({length}) with at least {pairs} keys, "
+            f"got {vocab_size}"
         )
     slots = (length - 2 * pairs) // 2
     log_p = np.log(gap_probabilities(slots, power))

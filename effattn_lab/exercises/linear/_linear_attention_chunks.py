@@ -43,12 +43,13 @@ def _chunk_reference(
 
 
 def _chunk_inputs(rng: np.random.Generator) -> list[Case]:
+    def features(n: int, f: int) -> torch.Tensor:
+        return positive(rng, n, f, size=0.35)  # so that weights are of size 1
+
     def case(name: str, c: int, f: int = 8, dv: int = 6, *, past: int = 20) -> Case:
-        keys, values = positive(rng, past, f), normal(rng, past, dv)
-        return Case(name, {
-            "S": keys.T @ values, "z": keys.sum(dim=0), "q": positive(rng, c, f), "k": positive(rng, c, f),
-            "v": normal(rng, c, dv),
-        })  # fmt: skip
+        keys, values = features(past, f), normal(rng, past, dv)
+        q, k, v = features(c, f), features(c, f), normal(rng, c, dv)
+        return Case(name, {"S": keys.T @ values, "z": keys.sum(dim=0), "q": q, "k": k, "v": v})
 
     return [
         case("equals token after token", 16),
@@ -111,8 +112,8 @@ CHUNK = Exercise(
     tolerance=Tolerance(
         3e-5,
         3e-5,
-        "sums of up to 84 products in float32 in another order; numbers reach some hundreds, which the "
-        "relative part covers, and signed sums cancel to size 1, which the absolute part covers.",
+        "sums of up to 84 terms of size 1 to 5 in float32 in another order: their rounding adds up to a few "
+        "1e-6, also where they cancel.",
     ),
     mutants=mutants(
         _chunk_mutant,
@@ -298,8 +299,8 @@ FORWARD = Exercise(
     tolerance=Tolerance(
         5e-5,
         5e-5,
-        "sums of up to 64 products in float32 in another order, 1e-6 of their size; without the denominator "
-        "outputs and the state reach some hundreds, which the relative part covers.",
+        "sums of up to 64 terms of size 1 to 10 in float32 in another order: their rounding adds up to 1e-5, "
+        "also where they cancel (without the denominator); normalised outputs are means of numbers of size 1 to 4.",
     ),
     probes=(Probe(_NO_SQUARE, _square, _WHOLE, Trial(_long_inputs, _long_judge, memory_bytes=_SPARE)),),
     mutants=mutants(

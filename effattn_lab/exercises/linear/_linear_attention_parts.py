@@ -23,8 +23,8 @@ FROM_SCRATCH = (
 
 
 def positive(rng: np.random.Generator, *shape: int, size: float = 1.0) -> torch.Tensor:
-    """Features as a positive map makes them: e to a normal number, times ``size``."""
-    return normal(rng, *shape).exp() * size
+    """Features as a positive map makes them: e to a normal number of deviation 1/2, times ``size``."""
+    return normal(rng, *shape, size=0.5).exp() * size
 
 
 # ---- feature map -------------------------------------------------------------------------------------------

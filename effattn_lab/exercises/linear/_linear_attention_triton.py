@@ -123,7 +123,7 @@ TRITON_FORWARD = Exercise(
         "half-precision inputs": Tolerance(
             4e-3,
             2e-2,
-            "weights of about 3 and the state are rounded to fp16, 3e-4 of their size; 40 terms of either sign "
+            "weights of about 1 and the state are rounded to fp16, 3e-4 of their size; 40 terms of either sign "
             "add up to a standard error of 4e-3, where the sum may cancel.",
         )
     },

@@ -245,7 +245,8 @@ def linear_forward(q, k, v, scale, normalize, chunk_size):
     groups = q.shape[1] // k.shape[1]
     S = torch.zeros(*k.shape[:2], k.shape[3], v.shape[3], dtype=q.dtype)
     z = torch.zeros_like(k[:, :, 0])
-    out = []
+    out = []  # one entry a chunk, [B, Hq, C, Dv]
+    # The scale, then the loop: your chunk, on slices [:, :, i : i + chunk_size].
     ### BEGIN SOLUTION
     q = scale * q
     for i in range(0, q.shape[2], chunk_size):
@@ -258,6 +259,7 @@ def linear_forward(q, k, v, scale, normalize, chunk_size):
     ### STUB
     #| ...  # your code
     ### END SOLUTION
+    # All chunks together.
     return torch.cat(out, dim=2), S, z
 
 

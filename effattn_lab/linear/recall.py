@@ -1,0 +1,349 @@
+"""What a fixed state can recall: tiny models with each mixer, trained on MQAR at several state sizes.
+
+``python -m effattn_lab.linear.recall --out FILE`` trains them all and keeps every run in FILE as it ends; called
+again with the same file it goes on where it stopped. ``--task language`` trains on real text instead.
+
+The models follow the recall study of Based (Arora et al. 2024): a gated short convolution first, then one layer of
+the mixer under test, no positions. All have the same number of parameters (the MLP after the mixer absorbs the
+difference), the same data in the same order, and the same steps. Three learning rates are tried for each mixer, at
+its middle size and on a seed of their own; the best is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from effattn_lab._atomic import write_atomic
+from effattn_lab._validate import check_positive_int
+from effattn_lab.linear.mixers import MIXERS, available, build_mixer
+from effattn_lab.models.conv_mixer import GatedConvolution
+from effattn_lab.models.tiny import TinyDecoder, count_parameters, match_parameters, state_elements
+from effattn_lab.tasks.language import ByteText
+from effattn_lab.tasks.mqar import Batch, mqar
+
+RECORD = Path(__file__).with_name("recall.json")
+
+#: Seed of the runs that choose a learning rate; no result is taken from them.
+TUNING_SEED = 1000
+#: Step whose training loss each run records: a test runs the first steps again, so results belong to the code.
+EARLY = 25
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How every model of one task is trained.
+
+    MQAR asks ``pairs[-1]`` pairs, but for the first ``easy`` steps, where each batch draws one of ``pairs``: without
+    such a beginning even softmax attention stays at chance for most of so short a training.
+    """
+
+    task: str = "mqar"
+    vocab_size: int = 64
+    length: int = 32
+    pairs: tuple[int, ...] = (2, 4, 8)
+    width: int = 64
+    layers: int = 1
+    heads: int = 1
+    easy: int = 200
+    parameters: int = 46_000
+    batch: int = 32
+    steps: int = 600
+    warmup: int = 60
+    rates: tuple[float, ...] = (0.01, 0.003, 0.03)
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    test: int = 512
+    stop_at: float = 0.999
+    seeds: int = 3
+
+
+RECIPES: dict[str, Recipe] = {
+    "mqar": Recipe(),
+    "language": Recipe(
+        task="language",
+        vocab_size=256,
+        length=128,
+        pairs=(),
+        layers=2,
+        heads=4,
+        parameters=130_000,
+        batch=8,
+        steps=200,
+        warmup=30,
+        rates=(0.006,),
+        test=128,
+        stop_at=math.inf,
+    ),
+}
+
+
+def model(mixer: str, size: int, recipe: Recipe) -> TinyDecoder:
+    """The model of one run. Weights come from torch's global generator."""
+
+    def build(mlp_width: int) -> TinyDecoder:
+        text = recipe.task == "language"
+        mixers = [
+            build_mixer(mixer, recipe.width, size, recipe.heads, positions=text) for _ in range(recipe.layers)
+        ]
+        if recipe.task == "mqar":
+            # The convolution's block has no MLP, as in Based.
+            mixers = [GatedConvolution(recipe.width), *mixers]
+            widths = [0] + [mlp_width] * recipe.layers
+            return TinyDecoder(recipe.vocab_size, recipe.width, mixers, mlp_width=widths)
+        return TinyDecoder(recipe.vocab_size, recipe.width, mixers, mlp_width=mlp_width, conv=4)
+
+    with torch.random.fork_rng():
+        mlp_width = match_parameters(build, recipe.parameters)
+    return build(mlp_width)
+
+
+def batches(recipe: Recipe, seed: int) -> Iterator[Batch]:
+    """Training data without end; the same seed, the same batches for every mixer."""
+    rng = np.random.default_rng([seed, 1])
+    text = ByteText() if recipe.task == "language" else None
+    for step in count():
+        if text is not None:
+            yield text.batch(recipe.batch, recipe.length, rng)
+        else:
+            pairs = int(rng.choice(recipe.pairs)) if step < recipe.easy else recipe.pairs[-1]
+            yield mqar(
+                recipe.batch, length=recipe.length, pairs=pairs, vocab_size=recipe.vocab_size, seed=rng
+            )
+
+
+def held_out(recipe: Recipe, part: str) -> Batch:
+    """Data of no training run: part "stop" decides when to stop, part "test" gives the result."""
+    if recipe.task == "language":
+        return ByteText().validation(recipe.length, recipe.test)
+    seed = np.random.default_rng([2**32, {"stop": 0, "test": 1}[part]])
+    pairs, vocab_size = recipe.pairs[-1], recipe.vocab_size
+    return mqar(recipe.test, length=recipe.length, pairs=pairs, vocab_size=vocab_size, seed=seed)
+
+
+def train(mixer: str, size: int, rate: float, seed: int, recipe: Recipe) -> dict[str, Any]:
+    """One run from the first weight to the result.
+
+    Args:
+        mixer: a name of :func:`effattn_lab.linear.mixers.available`.
+        size: dimension of one head's keys.
+        rate: highest learning rate: linear warm-up, then a cosine down to zero.
+        seed: of the weights and of the data.
+        recipe: see :class:`Recipe`.
+
+    Returns:
+        a row of the record: what was run, ``state`` (numbers kept a sequence by one mixer, at the recipe's length),
+        ``parameters``, ``early`` (training loss at step 25), ``accuracy`` or ``loss`` (nats a byte), ``steps``,
+        ``seconds`` of this process.
+    """
+    check_positive_int("size", size)
+    torch.manual_seed(seed)
+    net = model(mixer, size, recipe)
+    groups = {decay: [p for p in net.parameters() if decays(p) == decay] for decay in (True, False)}
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": groups[True], "weight_decay": recipe.weight_decay},
+            {"params": groups[False], "weight_decay": 0.0},
+        ],
+        lr=rate,
+        betas=(0.9, 0.95),
+        fused=True,
+    )
+    begun, early, step = time.process_time(), math.nan, 0
+    data, stop = batches(recipe, seed), held_out(recipe, "stop")
+    for step in range(1, recipe.steps + 1):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * schedule(step, recipe)
+        loss = net.loss(*next(data))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), recipe.clip)
+        optimizer.step()
+        if step == EARLY:
+            early = loss.item()
+        if step % 50 == 0 and recipe.stop_at < 1 and net.accuracy(*stop) >= recipe.stop_at:
+            break
+    row = {
+        "task": recipe.task,
+        "mixer": mixer,
+        "size": size,
+        "rate": rate,
+        "seed": seed,
+        "state": state_elements(net.mixers[-1], recipe.width, recipe.length),
+        "parameters": count_parameters(net),
+        "early": round(early, 5),
+        "steps": step,
+    }
+    row.update(result(net, recipe))
+    row["seconds"] = round(time.process_time() - begun, 1)
+    return row
+
+
+def decays(parameter: torch.nn.Parameter) -> bool:
+    """Matrices decay; norms, biases and what a layer marks (Mamba's A, steps) do not."""
+    return parameter.dim() > 1 and not getattr(parameter, "_no_weight_decay", False)
+
+
+def schedule(step: int, recipe: Recipe) -> float:
+    """Share of the highest learning rate at a step: up in a line, then down half a cosine to 0."""
+    if step <= recipe.warmup:
+        return step / recipe.warmup
+    done = (step - recipe.warmup) / (recipe.steps - recipe.warmup)
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+@torch.no_grad()
+def result(net: TinyDecoder, recipe: Recipe) -> dict[str, float]:
+    """What a trained model is judged by, on data it has not seen."""
+    test = held_out(recipe, "test")
+    if recipe.task == "mqar":
+        return {"accuracy": round(net.accuracy(*test), 5)}
+    losses = [net.loss(x, y).item() for x, y in zip(test.inputs.split(16), test.targets.split(16))]
+    return {"loss": round(float(np.mean(losses)), 5)}
+
+
+def better(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether row a ended better than row b; of two that recall all, the one that took fewer steps."""
+    if "loss" in a:
+        return bool(a["loss"] < b["loss"])
+    return bool(
+        (a["accuracy"] >= 0.99, a["accuracy"] if a["accuracy"] < 0.99 else -a["steps"])
+        > (
+            b["accuracy"] >= 0.99,
+            b["accuracy"] if b["accuracy"] < 0.99 else -b["steps"],
+        )
+    )
+
+
+def chosen_rate(record: dict[str, Any], task: str, mixer: str) -> float:
+    """The learning rate whose tuning run ended best, of equal ones the first; the only one, if a recipe has one."""
+    rates = record["recipes"][task]["rates"]
+    if len(rates) == 1:
+        return float(rates[0])
+    best: dict[str, Any] | None = None
+    for row in record["rows"]:
+        if (row["task"], row["mixer"], row["seed"]) == (task, mixer, TUNING_SEED):
+            best = row if best is None or better(row, best) else best
+    if best is None:
+        raise ValueError(f"record: expected a tuning run of {mixer} for {task}, got none")
+    return float(best["rate"])
+
+
+class Study:
+    """All runs of a task, in an order that gives a whole (if thinner) picture early; each is saved as it ends."""
+
+    def __init__(self, path: Path, recipe: Recipe) -> None:
+        self.path, self.recipe = path, recipe
+        self.record: dict[str, Any] = {"recipes": {}, "versions": {}, "rows": []}
+        if path.is_file():
+            self.record = json.loads(path.read_text(encoding="utf-8"))
+        kept = self.record["recipes"].setdefault(recipe.task, asdict(recipe))
+        if json.loads(json.dumps(asdict(recipe))) != json.loads(json.dumps(kept)):
+            raise ValueError(
+                f"--out: {path} holds runs of another recipe for {recipe.task}; give another file"
+            )
+        self.record["versions"] = versions()
+
+    def find(self, **wanted: Any) -> list[dict[str, Any]]:
+        """Rows of this task with these values."""
+        wanted["task"] = self.recipe.task
+        return [r for r in self.record["rows"] if all(r[k] == v for k, v in wanted.items())]
+
+    def row(self, mixer: str, size: int, rate: float, seed: int) -> dict[str, Any]:
+        """The row of one run: the one recorded, or a new one."""
+        for row in self.find(mixer=mixer, size=size, rate=rate, seed=seed):
+            return row
+        row = train(mixer, size, rate, seed, self.recipe)
+        self.record["rows"].append(row)
+        rows = ",\n  ".join(json.dumps(r) for r in self.record["rows"])
+        head = {k: v for k, v in self.record.items() if k != "rows"}
+        text = f'{json.dumps(head, indent=1)[:-2]},\n "rows": [\n  {rows}\n ]\n}}\n'
+        write_atomic(self.path, text.encode())
+        print(" ".join(f"{k}={v}" for k, v in row.items()), flush=True)
+        return row
+
+    def rate(self, mixer: str) -> float:
+        """The learning rate of a mixer: the better of those tried at its middle size on the tuning seed."""
+        for rate in self.recipe.rates if len(self.recipe.rates) > 1 else ():
+            self.row(mixer, MIXERS[mixer].sizes[0], rate, TUNING_SEED)
+        return chosen_rate(self.record, self.recipe.task, mixer)
+
+    def run(self, mixers: list[str], sizes: list[int] | None = None) -> None:
+        """Every mixer at every size, seed by seed."""
+        for seed in range(self.recipe.seeds):
+            for mixer in mixers:
+                for size in sizes or MIXERS[mixer].sizes:
+                    self.row(mixer, size, self.rate(mixer), seed)
+
+
+def versions() -> dict[str, str]:
+    """What the numbers depend on besides the recipe."""
+    import effattn_lab
+
+    return {
+        "effattn_lab": effattn_lab.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def recorded() -> dict[str, Any]:
+    """The runs that the book shows, kept beside this module."""
+    found: dict[str, Any] = json.loads(RECORD.read_text(encoding="utf-8"))
+    return found
+
+
+def summary(record: dict[str, Any], task: str = "mqar") -> list[dict[str, Any]]:
+    """One entry for each mixer and size, in the table's order and by state size; only runs at the chosen rate.
+
+    Returns:
+        ``mixer``, ``size``, ``state``, ``parameters``, ``rate``, ``values`` (one a seed, in the order of the seeds),
+        ``mean``, ``low``, ``high``.
+    """
+    value = "accuracy" if task == "mqar" else "loss"
+    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in record["rows"]:
+        if row["task"] != task or row["seed"] == TUNING_SEED:
+            continue
+        if row["rate"] == chosen_rate(record, task, row["mixer"]):
+            groups.setdefault((row["mixer"], row["size"]), []).append(row)
+    order = {name: i for i, name in enumerate(MIXERS)}
+    found = []
+    for (mixer, size), rows in sorted(groups.items(), key=lambda g: (order[g[0][0]], g[1][0]["state"])):
+        values = [r[value] for r in sorted(rows, key=lambda r: r["seed"])]
+        entry = {"mixer": mixer, "size": size, "values": values}
+        entry.update({k: rows[0][k] for k in ("state", "parameters", "rate")})
+        entry.update(mean=float(np.mean(values)), low=min(values), high=max(values))
+        found.append(entry)
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m effattn_lab.linear.recall", description=__doc__)
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="the record, JSON; kept up to date"
+    )
+    parser.add_argument("--task", choices=list(RECIPES), default="mqar")
+    parser.add_argument("--mixers", nargs="+", choices=available(), default=available())
+    parser.add_argument("--sizes", nargs="+", type=int, default=None, help="instead of each mixer's own list")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    Study(args.out, RECIPES[args.task]).run(args.mixers, args.sizes)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
