@@ -18,8 +18,11 @@ LOOKS: dict[str, tuple[str, str, str]] = {
     "linear_attention": (PALETTE["vermillion"], "--", "o"),
     "linear_taylor": (PALETTE["orange"], ":", "^"),
     "gated_linear": (PALETTE["green"], "-.", "s"),
+    "ssd": (PALETTE["grey"], "-.", "*"),
     "delta_rule": (PALETTE["blue"], "-", "v"),
+    "delta_no_conv": (PALETTE["blue"], "", "v"),
     "zeros": (PALETTE["purple"], "--", "X"),
+    "zeros_eps": (PALETTE["purple"], "", "X"),
     "selective_ssm": (PALETTE["sky"], "-", "P"),
 }
 
@@ -59,7 +62,8 @@ def recall_against_state(record: dict[str, Any]) -> Figure:
         for e in rows:
             axes.plot([e["state"]] * 2, [100 * e["low"], 100 * e["high"]], color=color, linewidth=1.2)
             axes.plot([e["state"]] * len(e["values"]), [100 * v for v in e["values"]], "_", color=color)
-        axes.plot(states, means, linestyle=dash, marker=marker, color=color, label=label)
+        hollow = {"markerfacecolor": PALETTE["white"]} if not dash else {}
+        axes.plot(states, means, linestyle=dash, marker=marker, color=color, label=label, **hollow)
     chance = 200 / recipe["vocab_size"]
     axes.axhline(chance, color=COLORS["muted"], linewidth=1.2, linestyle=(0, (2, 2)))
     axes.text(axes.get_xlim()[1], chance + 1, "guessing", ha="right", color=COLORS["muted"], fontsize=10.5)

@@ -52,9 +52,10 @@ TABLE: dict[tuple[str, int], dict[int, Tiles]] = {
     },
 }
 for _arch in ("sm80", "sm89", "sm90", "sm100", "sm120", "gfx942"):
+    _few = 4 if _arch == "gfx942" else 2  # AMD's warps are twice as wide
     TABLE[_arch, 2] = {
-        64: _row((0, 64, 64, 4, 2), (64, 64, 64, 4, 2), (64, 0, 64, 4, 2), (64, 0, 64, 4, 2)),
-        128: _row((0, 64, 64, 4, 2), (64, 64, 64, 4, 2), (64, 0, 64, 4, 2), (64, 0, 64, 4, 2)),
+        64: _row((0, 64, 64, _few, 2), (64, 64, 64, 4, 2), (64, 0, 64, _few, 2), (64, 0, 64, 4, 2)),
+        128: _row((0, 64, 64, 4, 2), (64, 64, 64, 4, 2), (64, 0, 64, _few, 2), (64, 0, 64, 4, 2)),
         256: _row((0, 32, 64, 8, 2), (32, 32, 64, 8, 2), (64, 0, 64, 4, 2), (64, 0, 64, 4, 2)),
     }
     TABLE[_arch, 4] = {
@@ -65,7 +66,7 @@ for _arch in ("sm80", "sm89", "sm90", "sm100", "sm120", "gfx942"):
 for _size in (2, 4):
     TABLE["sm75", _size] = {
         64: _row((0, 32, 32, 8, 1), (32, 32, 32, 8, 1), (32, 0, 32, 8, 1), (32, 0, 32, 8, 1)),
-        128: _row((0, 32, 32, 8, 1), (16, 16, 32, 8, 1), (32, 0, 32, 8, 1), (32, 0, 32, 8, 1)),
+        128: _row((0, 32, 32, 8, 1), (16, 16, 16, 8, 1), (32, 0, 32, 8, 1), (32, 0, 32, 8, 1)),
         256: _row((0, 16, 16, 8, 1), (16, 16, 16, 8, 1), (32, 0, 32, 8, 1), (32, 0, 32, 8, 1)),
     }
 
@@ -85,7 +86,7 @@ def choose_tiles(head_dim: int, value_dim: int, group_size: int, dtype: torch.dt
     if head_dim % 16 or value_dim % 16:
         # Rows that begin anywhere are loaded element by element, and every address takes registers: with 4 warps
         # states spills 8 bytes a thread on an A100 at head dim 60.
-        row = row._replace(states=row.states._replace(num_warps=8))
+        row = row._replace(states=row.states._replace(num_warps=8), conv=row.conv._replace(num_warps=8))
     largest_v, group = power(value_dim), power(group_size)
 
     def cut(tile: Tile, grouped: bool) -> Tile:

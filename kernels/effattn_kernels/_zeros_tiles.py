@@ -28,13 +28,14 @@ def _row(chunk: int, *tiles: tuple[int, int, int, int]) -> Tiles:
 
 # (architecture, bytes an element) -> {largest head dim: chunk, then (BLOCK_K, BLOCK_V, warps, stages) for states and
 # outputs}. Of the tiles that pass, the table has those with the fewest instructions a token. One stage: three fp32
-# tiles leave no registers for loads in flight (with two stages the state kernel spills 280 bytes a thread on an A100).
+# tiles leave no registers for loads in flight: with two stages the state kernel spills 280 bytes a thread on an A100.
 # It loads the next chunk before it stores the border, which is as far as one program can overlap them. On L4 and RTX
 # PRO 6000 the tile takes 8 warps: with 4 the compiler spills 16 and 56 bytes a thread.
 # fp32 on NVIDIA GPUs and everything on a T4 multiplies without tensor cores.
 _FLOAT32 = {256: _row(32, (64, 32, 8, 1), (64, 32, 8, 1))}
 _T4 = {256: _row(32, (32, 32, 8, 1), (32, 32, 8, 1))}
 _AMPERE = {64: _row(64, (64, 64, 4, 1), (64, 64, 4, 1)), 256: _row(64, (128, 64, 8, 1), (64, 64, 4, 1))}
+_ADA = {64: _row(64, (64, 64, 8, 1), (64, 64, 4, 1)), 256: _row(64, (128, 32, 8, 1), (64, 32, 4, 1))}
 TABLE: dict[tuple[str, int], dict[int, Tiles]] = {
     ("interpreter", 2): {256: _row(32, (32, 32, 4, 1), (32, 32, 4, 1))},
     ("interpreter", 4): {256: _row(32, (32, 32, 4, 1), (32, 32, 4, 1))},
@@ -42,19 +43,13 @@ TABLE: dict[tuple[str, int], dict[int, Tiles]] = {
     ("sm75", 4): _T4,
     ("sm80", 2): _AMPERE,
     ("sm80", 4): _FLOAT32,
-    ("sm89", 2): {
-        64: _row(64, (64, 64, 8, 1), (64, 64, 4, 1)),
-        256: _row(64, (128, 32, 8, 1), (64, 64, 4, 1)),
-    },
+    ("sm89", 2): _ADA,
     ("sm89", 4): _FLOAT32,
     ("sm90", 2): _AMPERE,
     ("sm90", 4): _FLOAT32,
     ("sm100", 2): _AMPERE,
     ("sm100", 4): _FLOAT32,
-    ("sm120", 2): {
-        64: _row(64, (64, 64, 8, 1), (64, 64, 4, 1)),
-        256: _row(64, (128, 32, 8, 1), (64, 32, 4, 1)),
-    },
+    ("sm120", 2): _ADA,
     ("sm120", 4): _FLOAT32,
     ("gfx942", 2): _AMPERE,
     ("gfx942", 4): {256: _row(64, (64, 64, 4, 1), (64, 64, 4, 1))},
