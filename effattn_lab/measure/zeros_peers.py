@@ -160,7 +160,7 @@ def _l2norm(target: Target, head_dim: int, dtype: str) -> dict[str, Any]:
 
 
 def recorded() -> dict[str, Any]:
-    """The table that the book shows, with its ``versions``; compiling takes minutes, so it is kept beside this file.
+    """The table that the book shows, with its ``versions``; compiling takes minutes, so it is kept here.
 
     A test compiles part of it again.
     """
