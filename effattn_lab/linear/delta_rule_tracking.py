@@ -1,12 +1,12 @@
 """State tracking, trained: which mixers learn to count modulo two, or to follow three things being exchanged?
 
-``python -m effattn_lab.linear.delta_rule_tracking`` trains every mixer on both tasks with five seeds, at length 32, and
-asks them at lengths 32, 64 and 256; ``--write`` keeps the result where the book reads it. About six seconds of one
-core a model.
+``python -m effattn_lab.linear.delta_rule_tracking`` trains every mixer on both tasks with five seeds, at length 32,
+and asks them at lengths 32, 64 and 256; ``--write`` keeps the result where the book reads it. About six seconds of
+one core a model.
 
 The model is one block of :class:`~effattn_lab.models.tiny.TinyDecoder`: one mixer of width 32 with two heads, no
-convolutions, one MLP; nothing but the mixer differs. Source of the claim: Grazzi et al. 2025: a linear recurrence
-whose transitions have no negative eigenvalue cannot solve parity at every length, one with eigenvalues down to -1 can.
+convolutions, one MLP; nothing but the mixer differs. The claim is of Grazzi et al. 2025: a linear recurrence whose
+transitions have no negative eigenvalue cannot solve parity at every length, one with eigenvalues down to -1 can.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def train(
 ) -> list[float]:
     """Fit the model in place, fresh words in every step; returns the losses.
 
-    AdamW (weight decay 0.01), 20 steps of warm-up, then a straight line down to 2 % of ``lr``, gradients cut at norm 1.
+    AdamW (weight decay 0.01), 20 steps of warm-up, then a straight line down to 2 % of ``lr``; gradients cut at
+    norm 1.
     """
     check_positive_int("steps", steps)
     optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=0.01)
