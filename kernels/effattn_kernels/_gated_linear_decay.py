@@ -74,11 +74,11 @@ def load_sums(sums_ptr, low_ptr, rows, last, cols, K: tl.constexpr, BLOCK_K: tl.
 
 @triton.jit
 def decay_between(sums, low, sums_from, low_from, EXACT: tl.constexpr):
-    """``2^(G - G_from)``, never above 1."""
+    """``2^(G - G_from)``. Above a diagonal it may be infinite: select there, do not multiply by 0."""
     exponent = sums - sums_from
     if EXACT:
         exponent += low - low_from
-    return tl.exp2(tl.minimum(exponent, 0.0))
+    return tl.exp2(exponent)
 
 
 @triton.jit
