@@ -145,18 +145,23 @@ def _two_greys() -> Any:
 
 
 def measured_picture(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Tokens a pass of the target yields, by text, draft and gamma; dashed what the formula says of the same rounds.
+    """Tokens a pass of the target yields, by text, draft and gamma, and what the formula makes of the same rounds.
+
+    Dashed with the acceptance rate of all judged drafts, dotted with that of the first draft of each round.
 
     Args:
         rows: of :func:`effattn_lab.linear.speculative_smollm2.measured`; those at temperature 0 are drawn.
     """
     import matplotlib.pyplot as plt
+    from matplotlib.lines import Line2D
+
+    from effattn_lab.linear.speculative_cost import expected_tokens
 
     greedy = [r for r in rows if r["temperature"] == 0]
     kinds = list(dict.fromkeys(r["text"] for r in greedy))
     names = list(dict.fromkeys(r["draft"] for r in greedy))
     with plt.rc_context(style.rc()):
-        fig, axes = plt.subplots(1, len(kinds), figsize=(9.2, 3.5), sharey=True, layout="constrained")
+        fig, axes = plt.subplots(1, len(kinds), figsize=(9.2, 3.7), sharey=True, layout="constrained")
         for ax, kind in zip(axes, kinds):
             for name, color in zip(names, style.CYCLE):
                 mine = sorted(
@@ -171,10 +176,24 @@ def measured_picture(rows: Sequence[Mapping[str, Any]]) -> Figure:
                     label=name,
                 )
                 ax.plot(gammas, [r["predicted"] for r in mine], "--", color=color, linewidth=1.4)
-            ax.axhline(1, color=style.COLORS["muted"], linewidth=1, linestyle=":")
+                first = [
+                    1 + r["coverage"] * (expected_tokens(r["by_depth"][0], r["gamma"]) - 1) for r in mine
+                ]
+                ax.plot(gammas, first, ":", color=color, linewidth=1.4)
+            ax.axhline(1, color=style.COLORS["muted"], linewidth=1)
             ax.set_title(kind)
+            ax.set_ylim(0.9, 4.3)
             ax.set_xlabel("drafts a round, γ")
         axes[0].set_ylabel("tokens per pass of the target")
         axes[0].legend(loc="upper left")
+        axes[1].legend(
+            handles=[
+                Line2D(
+                    [], [], color=style.COLORS["muted"], linestyle="--", label="formula, all drafts' rate"
+                ),
+                Line2D([], [], color=style.COLORS["muted"], linestyle=":", label="formula, first drafts'"),
+            ],
+            loc="upper left",
+        )
     plt.close(fig)
     return fig

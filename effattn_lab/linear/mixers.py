@@ -38,7 +38,9 @@ class Entry(NamedTuple):
 
 
 _LINEAR = "effattn_lab.linear.linear_attention_layer"
+_GATED = "effattn_lab.linear.gated_linear_layer"
 _DELTA = "effattn_lab.linear.delta_rule_layer"
+_ZEROS = "effattn_lab.linear.zeros_layer"
 
 #: ``size`` is the dimension of one head's keys. With values of ``width / heads`` a plain state has ``size * width``
 #: numbers, however many heads there are; ZeroS has three of them, Taylor's map ``1 + d + d^2`` features for size d.
@@ -59,27 +61,29 @@ MIXERS: dict[str, Entry] = {
     ),
     "gated_linear": Entry(
         "gated linear (GLA)",
-        "effattn_lab.linear.gated_linear_layer",
+        _GATED,
         "GatedLinear",
         {"gate": "gla"},
         (8, 2, 32),
     ),
     "ssd": Entry(
         "gated linear (Mamba-2)",
-        "effattn_lab.linear.gated_linear_layer",
+        _GATED,
         "GatedLinear",
         {"gate": "ssd"},
         (8, 2, 32),
     ),
     "delta_rule": Entry("delta rule (DeltaNet)", _DELTA, "DeltaRule", {}, (8, 2, 32)),
     "delta_no_conv": Entry("delta rule, no convolution", _DELTA, "DeltaRule", {"conv_width": 0}, (8,)),
-    "zeros": Entry("ZeroS", "effattn_lab.linear.zeros_layer", "ZeroS", {}, (4, 2, 16), positions="rope"),
+    # The authors' epsilon of 1e-5 is far above the variance of the outputs at first: the second entry shows it.
+    "zeros": Entry("ZeroS", _ZEROS, "ZeroS", {"norm_eps": 1e-12}, (4, 2, 16), positions="rope"),
+    "zeros_eps": Entry("ZeroS, the authors' epsilon", _ZEROS, "ZeroS", {}, (4,), positions="rope"),
     "selective_ssm": Entry(
         "selective SSM (Mamba-1)",
         "effattn_lab.linear.selective_ssm_layer",
         "Mamba",
         {"expand": 1},
-        (8, 2, 16),
+        (8, 2),
         headless=True,
     ),
 }

@@ -279,6 +279,8 @@ def _maps(x: Inputs, rule: Rule) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _read(h: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
     """``y [N, B, G, R]`` from states ``[N, B, G, R, S]`` and read vectors ``[N, B, G, S]``."""
+    if h.shape[3] == 1:  # a group for each channel: many products of two vectors
+        return (h * C[:, :, :, None]).sum(-1)
     return (h @ C[..., None])[..., 0]
 
 

@@ -6,6 +6,7 @@ import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from effattn_lab._validate import check_positive_int
@@ -14,7 +15,8 @@ from effattn_lab.linear.selective_ssm_conv import causal_conv1d, causal_conv1d_s
 
 
 class MambaState(NamedTuple):
-    """What a layer remembers: ``conv [B, E, W - 1]``, its last inputs, and ``ssm [B, E, S]``, at least float32."""
+    """What a layer remembers: ``conv [B, E, W - 1]``, its last inputs, and ``ssm [B, E, S]``, at least
+    float32."""
 
     conv: torch.Tensor
     ssm: torch.Tensor
@@ -27,10 +29,10 @@ class Mamba(nn.Module):
     ``delta = softplus(W_dt dt + b)``; ``out = W_out (scan(x, delta, A, B, C, D) silu(z))``. Parameter names are
     mamba_ssm's and transformers', so that a checkpoint's mixer loads with ``load_state_dict``.
 
-    It has no heads: each of the ``E = expand M`` channels is one, with a value of size 1. ``num_heads`` is there
-    so that the layer can be put where attention stands, and changes nothing; ``num_kv_heads``, ``head_dim`` and
-    ``value_dim`` must be left out. Neither does it want an MLP behind it: with ``expand = 2`` it holds about
-    ``6 M^2`` parameters where attention holds ``4 M^2``; see
+    It has no heads: each of the ``E = expand M`` channels is one, with a value of size 1. ``num_heads`` is
+    there so that the layer can be put where attention stands, and changes nothing; ``num_kv_heads``,
+    ``head_dim`` and ``value_dim`` must be left out. Neither does it want an MLP behind it: with ``expand = 2``
+    it holds about ``6 M^2`` parameters where attention holds ``4 M^2``; see
     :func:`effattn_lab.linear.selective_ssm_cost.layer_parameters` for equal sizes.
 
     Args:
@@ -42,8 +44,12 @@ class Mamba(nn.Module):
         dt_rank: width of the bottleneck in front of delta. Default ``ceil(M / 16)``.
         dt_min, dt_max: at the start softplus(bias) is spread log-uniformly between them. Default 0.001 and 0.1.
         chunk_size: of the parallel form. Default 64.
-        recompute: see :func:`effattn_lab.linear.selective_ssm.selective_scan_chunked`. Default False: faster, and
-        at
+        selective: delta, B and C depend on the token. False: they are parameters of each channel, delta
+        ``[E]``, B and
+            C ``[E, S]``; then the scan is a convolution, as in S4D. To see what selection is worth. Default
+            True.
+        recompute: see :func:`effattn_lab.linear.selective_ssm.selective_scan_chunked`. Default False: faster,
+        and at
             the sizes that train on a CPU memory does not bind.
     """
 
@@ -63,6 +69,7 @@ class Mamba(nn.Module):
         dt_max: float = 0.1,
         chunk_size: int = 64,
         recompute: bool = False,
+        selective: bool = True,
     ) -> None:
         super().__init__()
         for name, value in (("num_kv_heads", num_kv_heads), ("head_dim", head_dim), ("value_dim", value_dim)):
@@ -82,17 +89,26 @@ class Mamba(nn.Module):
         inner = self.channels
         self.in_proj = nn.Linear(width, 2 * inner, bias=False)
         self.conv1d = nn.Conv1d(inner, inner, conv_width, groups=inner, padding=conv_width - 1)
-        self.x_proj = nn.Linear(inner, dt_rank + 2 * state_size, bias=False)
-        self.dt_proj = nn.Linear(dt_rank, inner)
+        self.selective = selective
+        if selective:
+            self.x_proj = nn.Linear(inner, dt_rank + 2 * state_size, bias=False)
+            self.dt_proj = nn.Linear(dt_rank, inner)
+            nn.init.uniform_(self.dt_proj.weight, -(dt_rank**-0.5), dt_rank**-0.5)
+        else:
+            self.B, self.C = (
+                nn.Parameter(torch.ones(inner, state_size)),
+                nn.Parameter(torch.randn(inner, state_size)),
+            )
+            self.dt_bias = nn.Parameter(torch.empty(inner))
+        bias = self.dt_proj.bias if selective else self.dt_bias
         self.A_log = nn.Parameter(torch.log(torch.arange(1.0, state_size + 1)).repeat(inner, 1))  # S4D-real
         self.D = nn.Parameter(torch.ones(inner))
         self.out_proj = nn.Linear(inner, width, bias=False)
-        nn.init.uniform_(self.dt_proj.weight, -(dt_rank**-0.5), dt_rank**-0.5)
         with torch.no_grad():
             dt = torch.exp(torch.empty(inner).uniform_(math.log(dt_min), math.log(dt_max))).clamp(min=1e-4)
-            self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus of it is dt
+            bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus of it is dt
         # As in mamba_ssm; an optimizer that looks for the mark leaves these out of weight decay.
-        for parameter in (self.A_log, self.D, self.dt_proj.bias):
+        for parameter in (self.A_log, self.D, bias):
             parameter._no_weight_decay = True  # type: ignore[attr-defined]
 
     @property
@@ -141,10 +157,21 @@ class Mamba(nn.Module):
         self, u: torch.Tensor, z: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor,
                torch.Tensor, bool]:  # fmt: skip
-        """Everything that depends on the token comes from the convolved input, through one narrow projection."""
+        """Everything that depends on the token comes from the convolved input, through one narrow
+        projection."""
+        A = -torch.exp(self.A_log.float() if self.A_log.dtype != torch.float64 else self.A_log)
+        if not self.selective:
+            B, C = (x[None, :, :, None].expand(len(u), -1, -1, u.shape[2]) for x in (self.B, self.C))
+            return u, torch.zeros_like(u), A, B, C, self.D, z, self.dt_bias, True
         dt, B, C = self.x_proj(u.transpose(1, 2)).split(
             [self.dt_rank, self.state_size, self.state_size], dim=-1
         )
         delta = (dt @ self.dt_proj.weight.T).transpose(1, 2)
-        A = -torch.exp(self.A_log.float() if self.A_log.dtype != torch.float64 else self.A_log)
         return u, delta, A, B.transpose(1, 2), C.transpose(1, 2), self.D, z, self.dt_proj.bias, True
+
+    def deltas(self, x: torch.Tensor) -> torch.Tensor:
+        """The steps that the layer takes, to look at: ``x [B, N, M]`` to ``[B, E, N]``, all positive."""
+        u, z = self._split(x)
+        u = causal_conv1d(u, self.conv1d.weight[:, 0], self.conv1d.bias, activation="silu")
+        inputs = self._scan_inputs(u, z)
+        return F.softplus(inputs[1] + inputs[7][:, None])

@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from effattn_lab.measure._carry import carry, unwrap
@@ -26,6 +28,7 @@ from effattn_lab.measure.linear_attention_peers import _theirs
 from effattn_lab.measure.xray import _run, show
 
 GROUP = 64
+RECORD = Path(__file__).with_suffix(".json")
 KERNELS = ("states", "outputs", "conv")
 # By whom and with what: (NORM, LAGS) of our kernels.
 STEPS: dict[str, dict[str, tuple[bool, int | None]]] = {
@@ -106,6 +109,12 @@ def rows(
     return list(best.values())
 
 
+def recorded() -> list[dict[str, Any]]:
+    """The rows that ``--write`` recorded."""
+    found: list[dict[str, Any]] = json.loads(RECORD.read_text(encoding="utf-8"))["rows"]
+    return found
+
+
 def _programs(note: dict[str, Any], head_dim: int) -> int:
     """Programs that work on one tile of tokens of one head."""
     if note["by"] != "fla" or note["kernel"] == "conv":
@@ -182,13 +191,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--gpu", default="A100,H100")
     parser.add_argument("--dtype", default="bf16")
     parser.add_argument("--lags", type=int, default=32)
-    chosen = parser.parse_args(arguments)
-    show(
-        [
-            {**row, "tile": "x".join(map(str, row["tile"]))}
-            for row in rows(chosen.gpu, 64, chosen.dtype, chosen.lags)
-        ]
+    parser.add_argument(
+        "--write", action="store_true", help="record the rows beside this file, for the chapter"
     )
+    chosen = parser.parse_args(arguments)
+    table = rows(chosen.gpu, 64, chosen.dtype, chosen.lags)
+    if chosen.write:
+        import fla
+        import triton
+
+        about = {
+            "triton": triton.__version__,
+            "fla-core": fla.__version__,
+            "dtype": chosen.dtype,
+            "lags": chosen.lags,
+        }
+        RECORD.write_text(json.dumps({"about": about, "rows": table}, indent=1) + "\n", encoding="utf-8")
+    show([{**row, "tile": "x".join(map(str, row["tile"]))} for row in table])
 
 
 if __name__ == "__main__":

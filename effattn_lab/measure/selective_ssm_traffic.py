@@ -171,7 +171,7 @@ def rows(
         (result[0].sum() + result[1].sum() if options else result.sum()).backward()
 
     arch = architecture(inputs[0].device)
-    tiles = choose_tiles(state_size, names[dtype], arch)
+    tiles = choose_tiles(state_size, names[dtype], arch, channels // groups)
     programs = batch * groups * -(-channels // groups // tiles.scan.block_e)
     case = Case(
         batch, channels, groups, state_size, seqlen, inputs[0].element_size(),

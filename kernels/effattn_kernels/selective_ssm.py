@@ -99,7 +99,7 @@ class _Case:
         self.groups, self.size = self.B.shape[1], self.B.shape[2]
         self.per_group = self.channels // self.groups
         arch = architecture(u.device)
-        self.tiles = choose_tiles(self.size, u.dtype, arch)
+        self.tiles = choose_tiles(self.size, u.dtype, arch, self.per_group)
         programs = self.batch * self.groups * self._blocks(self.tiles.scan)
         self.segment = choose_segment(self.seqlen, programs, arch)
         self.segments = _cdiv(self.seqlen, self.segment)
@@ -252,7 +252,7 @@ def launches(
     from ._selective_ssm_bwd import _selective_scan_dreads_kernel, _selective_scan_dwrites_kernel
     from ._selective_ssm_fwd import _selective_scan_carry_kernel, _selective_scan_kernel
 
-    tiles = choose_tiles(state_size, dtype, arch)
+    tiles = choose_tiles(state_size, dtype, arch, head_dim)
     off = {"START": False, "OUT": False, "END": False, "SUM": False}
     kernels: list[tuple[str, Any, Tile, dict[str, Any]]] = [
         ("states", _selective_scan_kernel, tiles.scan, {**off, "END": True, "SUM": True}),

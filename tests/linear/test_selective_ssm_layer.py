@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from effattn_lab.linear import selective_ssm_cost as cost
-from effattn_lab.linear.selective_ssm import selective_scan_chunked
+from effattn_lab.linear.selective_ssm import lti_kernel, selective_scan_chunked
 from effattn_lab.linear.selective_ssm_conv import causal_conv1d, causal_conv1d_step
 from effattn_lab.linear.selective_ssm_layer import Mamba, MambaState
 
@@ -165,6 +165,25 @@ def test_trains_and_decodes(options):
         torch.testing.assert_close(torch.cat(alone, 1), want, rtol=1e-4, atol=1e-5)
     assert isinstance(state, MambaState)
     assert sum(s[0].numel() for s in state) == layer.state_elements
+
+
+def test_without_selection_it_is_a_convolution():
+    """Behind the short convolution and before the gate: the kernel of S4D, whatever the tokens are."""
+    torch.manual_seed(0)
+    layer, x = Mamba(8, state_size=4, selective=False).double(), torch.randn(2, 30, 8).double()
+    u, z = layer.in_proj(x).transpose(1, 2).chunk(2, dim=1)
+    u = causal_conv1d(u, layer.conv1d.weight[:, 0], layer.conv1d.bias, activation="silu")
+    kernel = lti_kernel(F.softplus(layer.dt_bias), -torch.exp(layer.A_log), layer.B, layer.C, 30)
+    y = F.conv1d(F.pad(u, (29, 0)), kernel.flip(1)[:, None], groups=16) + layer.D[:, None] * u
+    torch.testing.assert_close(layer(x), layer.out_proj((y * F.silu(z)).transpose(1, 2)), rtol=0, atol=1e-12)
+    state = None
+    for t in range(30):
+        out, state = layer.step(state, x[:, t : t + 1])
+    torch.testing.assert_close(out, layer(x)[:, -1:], rtol=0, atol=1e-12)
+    assert (layer.deltas(x) == F.softplus(layer.dt_bias)[:, None]).all()
+    chosen = Mamba(8)
+    assert chosen.deltas(torch.randn(1, 9, 8)).std(-1).min() > 0
+    assert chosen.deltas(torch.randn(1, 9, 8)).min() > 0
 
 
 @pytest.mark.parametrize("token", [0, 7, 8, 19])

@@ -17,6 +17,7 @@ from effattn_lab.tasks.text import topics
 
 transformers = pytest.importorskip("transformers")
 VOCAB = 40
+HOT = 6.0  # the random Llama is sure of itself; this leaves every pair of tokens a few per cent
 
 
 def tiny(vocab: int = VOCAB, layers: int = 3, seed: int = 0):
@@ -211,10 +212,10 @@ class Random:
 
 
 @torch.no_grad()
-def joint_of(model, prompt, vocab):
-    first = torch.softmax(model(torch.tensor([prompt])).logits[0, -1], -1)
+def joint_of(model, prompt, vocab, temperature):
+    first = torch.softmax(model(torch.tensor([prompt])).logits[0, -1] / temperature, -1)
     second = torch.softmax(
-        model(torch.tensor([[*prompt, x] for x in range(vocab)])).logits[:, -1].double(), -1
+        model(torch.tensor([[*prompt, x] for x in range(vocab)])).logits[:, -1].double() / temperature, -1
     )
     return (first.double()[:, None] * second).flatten()
 
@@ -224,7 +225,7 @@ def test_sampled_tokens_have_the_models_distribution(kind):
     """Two tokens of a random Llama over four words, 600 runs through cache, draft and judgement."""
     small = tiny(vocab=4, layers=1, seed=5)
     prompt, runs = [1, 3], 600
-    joint = joint_of(small, prompt, 4)
+    joint = joint_of(small, prompt, 4, HOT)
     table = torch.softmax(torch.randn(4, 4, generator=torch.Generator().manual_seed(6)), -1)
     fixed = drafts.NGram([0, 1, 2, 3, 1, 1, 3, 2, 0, 2], vocab_size=4)
     g = torch.Generator().manual_seed(7)
@@ -232,11 +233,11 @@ def test_sampled_tokens_have_the_models_distribution(kind):
     for _ in range(runs):
         if kind == "tree":
             run = decode.speculate_tree(
-                small, lambda known: fixed.tree(known, (2, 1)), prompt, 2, temperature=1.0, generator=g
+                small, lambda known: fixed.tree(known, (2, 1)), prompt, 2, temperature=HOT, generator=g
             )
         else:
             draft = Random(table) if kind == "random" else Oracle([*prompt, 2, 0, 1])
-            run = decode.speculate(small, draft, prompt, 2, 2, temperature=1.0, generator=g)
+            run = decode.speculate(small, draft, prompt, 2, 2, temperature=HOT, generator=g)
         counts[4 * run.tokens[0] + run.tokens[1]] += 1
     assert proof.chi_square(counts, joint).p_value > 1e-3
     # what accepting everything would give is found out at this size
@@ -328,6 +329,15 @@ def test_summary_by_hand():
     assert experiment.by_depth(rounds, 3) == [round(2 / 3, 4), 0.5, None]
 
 
+def test_repetition_by_hand():
+    """4-grams of the text: 0120, 1201, 2012, 0120 (again), 1203; 0120 stands in the prompt."""
+    prompt, text = [0, 1, 2, 0, 9], [0, 1, 2, 0, 1, 2, 0, 3]
+    own, before = experiment.repetition(prompt, text)
+    assert (own, before) == (pytest.approx(1 / 5), pytest.approx(2 / 5))
+    with pytest.raises(ValueError, match="text: expected at least n = 4 tokens, got 3"):
+        experiment.repetition(prompt, text[:3])
+
+
 def test_the_record_is_of_this_experiment():
     rows = experiment.measured()
     keys = {(r["text"], r["draft"], r["temperature"], r["gamma"]) for r in rows}
@@ -335,6 +345,7 @@ def test_the_record_is_of_this_experiment():
     for r in rows:
         assert 1 <= r["tokens_per_pass"] <= r["gamma"] + 1
         assert len(r["by_depth"]) == r["gamma"]
+    assert {r["text"] for r in rows} == set(experiment.greedy_repetition())
 
 
 def test_bad_input_is_named(model):
