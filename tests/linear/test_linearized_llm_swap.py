@@ -95,7 +95,7 @@ def test_experiment_in_small(lm):
 
 
 def test_recorded_run_is_what_the_chapter_says():
-    """Held-out perplexity: the swap hurts, transfer repairs, the convolution helps on both texts, whatever the seed."""
+    """Held-out text: the swap hurts, transfer repairs, the convolution helps on both texts, whatever the seed."""
     base, *rows = experiment.measured()
     assert base["setting"] == "softmax"
     assert {row["setting"] for row in rows} == set(experiment.SETTINGS)
