@@ -18,8 +18,11 @@ LOOKS: dict[str, tuple[str, str, str]] = {
     "linear_attention": (PALETTE["vermillion"], "--", "o"),
     "linear_taylor": (PALETTE["orange"], ":", "^"),
     "gated_linear": (PALETTE["green"], "-.", "s"),
+    "ssd": (PALETTE["grey"], "-.", "*"),
     "delta_rule": (PALETTE["blue"], "-", "v"),
+    "delta_no_conv": (PALETTE["blue"], "", "v"),
     "zeros": (PALETTE["purple"], "--", "X"),
+    "zeros_eps": (PALETTE["purple"], "", "X"),
     "selective_ssm": (PALETTE["sky"], "-", "P"),
 }
 
@@ -44,7 +47,11 @@ def recall_against_state(record: dict[str, Any]) -> Figure:
         if name == "softmax":
             # The smallest cache: one token of it is the whole divided by the length.
             axes.plot(
-                [states[0] / recipe["length"], states[0]], [means[0]] * 2, color=color, linewidth=6, alpha=0.25
+                [states[0] / recipe["length"], states[0]],
+                [means[0]] * 2,
+                color=color,
+                linewidth=6,
+                alpha=0.25,
             )
             axes.annotate(
                 "softmax: the cache grows with every token",
@@ -55,16 +62,23 @@ def recall_against_state(record: dict[str, Any]) -> Figure:
         for e in rows:
             axes.plot([e["state"]] * 2, [100 * e["low"], 100 * e["high"]], color=color, linewidth=1.2)
             axes.plot([e["state"]] * len(e["values"]), [100 * v for v in e["values"]], "_", color=color)
-        axes.plot(states, means, linestyle=dash, marker=marker, color=color, label=label)
-    chance = 200 / recipe["vocab_size"]
-    axes.axhline(chance, color=COLORS["muted"], linewidth=1.2, linestyle=(0, (2, 2)))
-    axes.text(axes.get_xlim()[1], chance + 1, "guessing", ha="right", color=COLORS["muted"], fontsize=10.5)
+        hollow = {"markerfacecolor": PALETTE["white"]} if not dash else {}
+        axes.plot(states, means, linestyle=dash, marker=marker, color=color, label=label, **hollow)
+    for level, words in (
+        (200 / recipe["vocab_size"], "any value"),
+        (100 / recipe["pairs"][-1], "any value seen"),
+    ):
+        axes.axhline(level, color=COLORS["muted"], linewidth=1.2, linestyle=(0, (2, 2)), zorder=0)
+        axes.annotate(
+            words, (66, level), (0, 3), textcoords="offset points", color=COLORS["muted"], fontsize=10.5
+        )
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
     axes.set(
         xlabel="numbers remembered by the mixing layer",
         ylabel=f"recall of {recipe['pairs'][-1]} pairs, %",
-        ylim=(0, 107),
+        ylim=(0, 112),
+        yticks=range(0, 101, 20),
     )
     fig.legend(loc="outside lower center", ncols=2)
     return fig

@@ -11,8 +11,12 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import math
+import os
+import platform
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -245,6 +249,12 @@ def _error(got: torch.Tensor, truth: torch.Tensor) -> float:
     return (got.double() - truth).abs().max().item()
 
 
+def recorded() -> dict[str, Any]:
+    """The figures that the book shows, of one run, kept beside this module: ``rows``, ``crossovers``, the machine."""
+    found: dict[str, Any] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the rows and the crossings."""
     from effattn_lab.measure.xray import show
@@ -252,8 +262,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seqlen", type=int, nargs="+", default=[*SHORT, *LENGTHS])
     parser.add_argument("--seconds", type=float, default=0.3, help="to measure each row")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures to a file, for `recorded`"
+    )
     chosen = parser.parse_args(arguments)
     table = rows(chosen.seqlen, chosen.seconds)
+    if chosen.json:
+        machine = {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__,
+                   "python": platform.python_version()}  # fmt: skip
+        record = {"machine": machine, "rows": table, "crossovers": crossovers(table)}
+        chosen.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     show([{k: v for k, v in row.items() if "error" not in k and k != "device"} for row in table])
     print()
     show(crossovers(table))

@@ -79,19 +79,50 @@ def crossover_cache(head_dim: Number, group_size: Number = 64, lags: Number = 32
     return state_elements(1, head_dim, head_dim, group_size, lags) / (2 * head_dim)
 
 
-def unfused_conv_bytes(
-    num_heads: Number, num_kv_heads: Number, seqlen: Number, value_dim: Number, lags: Number, block: Number,
+def attention_bytes(
+    num_heads: Number,
+    num_kv_heads: Number,
+    seqlen: Number,
+    head_dim: Number,
+    value_dim: Number,
+    group_size: Number = 64,
     itemsize: Number = 2,
-) -> Number:  # fmt: skip
-    """A convolution of its own: each block of tokens reads its values and the L - 1 before them, for each query head,
-    the outputs are written; and whoever adds them to attention's reads both and writes the sum."""
-    del num_kv_heads  # values are read again for each query head
-    values = seqlen * value_dim * (1 + (lags - 1) / block)
-    return itemsize * num_heads * (values + 4 * seqlen * value_dim)
+) -> Number:
+    """What the two kernels of a forward pass without convolution ask for, in whole groups and tiles.
+
+    For the states keys and values of all groups but the last; for the outputs queries, keys, values, a state and one
+    alpha a group, and what is written.
+    """
+    groups = seqlen / group_size
+    states = (seqlen - group_size) * (head_dim + value_dim) + groups * head_dim * value_dim
+    outputs = 2 * seqlen * (head_dim + value_dim) + groups * head_dim * value_dim
+    return itemsize * (num_kv_heads * states + num_heads * outputs) + 4 * num_heads * groups
 
 
 def fused_conv_bytes(
-    num_heads: Number, seqlen: Number, value_dim: Number, lags: Number, block: Number, itemsize: Number = 2
+    num_heads: Number,
+    seqlen: Number,
+    value_dim: Number,
+    lags: Number,
+    group_size: Number = 64,
+    itemsize: Number = 2,
 ) -> Number:
-    """Inside the attention kernel, which holds the block's values and outputs: the L - 1 values before, no more."""
-    return itemsize * num_heads * seqlen * value_dim * (lags - 1) / block
+    """What the convolution adds inside the attention kernel, for ``L - 1`` at most G.
+
+    L weights a token, and the L - 1 values before each group but the first.
+    """
+    before = (seqlen / group_size - 1) * (lags - 1) * value_dim
+    return itemsize * num_heads * (before + seqlen * lags)
+
+
+def separate_conv_bytes(
+    num_heads: Number,
+    seqlen: Number,
+    value_dim: Number,
+    lags: Number,
+    chunk_size: Number = 64,
+    itemsize: Number = 2,
+) -> Number:
+    """In a kernel of its own: values read, outputs written, and an addition that reads both and writes one."""
+    inside = fused_conv_bytes(num_heads, seqlen, value_dim, lags, chunk_size, itemsize)
+    return inside + 5 * itemsize * num_heads * seqlen * value_dim

@@ -1,6 +1,7 @@
 """How much of SmolLM2 survives when some of its layers are linearized? Perplexity on real text, before and after.
 
-``python -m effattn_lab.linear.linearized_llm_experiment --json out.json`` (about half an hour on one core).
+``python -m effattn_lab.linear.linearized_llm_experiment --json out.json`` (half an hour on one core that has nothing
+else to do); :func:`measured` has the rows of the recorded run, which is kept beside this file.
 
 Every chosen layer learns to give what the softmax attention in its place gave on the same inputs (attention
 transfer, Zhang et al. 2024, LoLCATs): the targets are the model's own, so no run gains by learning the text's
@@ -36,6 +37,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 LAYERS = tuple(range(2, 30, 4))  # 7 of SmolLM2's 30
 HELD_OUT = 400_000  # characters of the language reference: what comes after is read for testing only
+
+
+RECORD = Path(__file__).with_suffix(".json")
+
+
+def measured() -> list[dict[str, Any]]:
+    """The rows of the recorded run, as :func:`run` returns them."""
+    rows: list[dict[str, Any]] = json.loads(RECORD.read_text(encoding="utf-8"))["rows"]
+    return rows
 
 
 def pieces(lm: Any, text: str, count: int, length: int) -> torch.Tensor:
@@ -202,6 +212,8 @@ def run(
         for attention, weights in zip(attentions, kept):
             attention.load_state_dict(weights)
     rows = [base]
+    if progress:
+        print(json.dumps(base), flush=True)
     seen = capture(lm, train, layers)
     with linearized(lm.model, layers, group_size=group_size):
         before = measure("_before")  # the new branches start at 0, so this is the same for all settings

@@ -15,6 +15,7 @@ from effattn_lab.linear.linearized_llm import (
 )
 from effattn_lab.linear.linearized_llm_cost import state_elements
 from effattn_lab.linear.linearized_llm_tree import commit, depths, tree_attention
+from effattn_lab.linear.rotary import rotate
 
 
 class LinearizedAttention(nn.Module):
@@ -126,21 +127,11 @@ class LinearizedAttention(nn.Module):
         k = self.k_proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim)).transpose(1, 2)
         v = self.v_proj(x).unflatten(-1, (self.num_kv_heads, self.value_dim)).transpose(1, 2)
         if self.rope_base is not None:
-            q, k = (rotate(y, positions, self.rope_base) for y in (q, k))
+            q, k = (rotate(y, positions, base=self.rope_base) for y in (q, k))
         return q, k, v
 
     def _merge(self, out: torch.Tensor) -> torch.Tensor:
         return self.o_proj(out.transpose(1, 2).flatten(2))
-
-
-def rotate(x: torch.Tensor, positions: torch.Tensor, base: float) -> torch.Tensor:
-    """LLaMA's rotary embedding: pairs ``(i, i + D/2)`` of ``x [B, H, N, D]`` turned by ``position / base^(2i/D)``."""
-    half = x.shape[-1] // 2
-    frequency = base ** (-torch.arange(half, dtype=torch.float32, device=x.device) / half)
-    angle = positions.to(torch.float32)[:, None] * frequency  # [N, D / 2]
-    cos, sin = (torch.cat([f, f], dim=-1).to(x.dtype) for f in (angle.cos(), angle.sin()))
-    turned = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
-    return x * cos + turned * sin
 
 
 def _start(state: LinearizedState | None) -> int:

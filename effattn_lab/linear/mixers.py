@@ -1,7 +1,7 @@
 """The book's token mixers by name, built for a width, a size and a number of heads: what the recall study compares.
 
 A mixer whose module is not there is not listed: the table names modules, and looks whether they can be imported.
-Convolutions inside a mixer are left out: the models that compare mixers give everyone the same one in front.
+Each is built as its paper has it: DeltaNet and both Mambas with their short convolution, the others without one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ class Entry(NamedTuple):
 
 
 _LINEAR = "effattn_lab.linear.linear_attention_layer"
+_GATED = "effattn_lab.linear.gated_linear_layer"
 _DELTA = "effattn_lab.linear.delta_rule_layer"
+_ZEROS = "effattn_lab.linear.zeros_layer"
 
 #: ``size`` is the dimension of one head's keys. With values of ``width / heads`` a plain state has ``size * width``
 #: numbers, however many heads there are; ZeroS has three of them, Taylor's map ``1 + d + d^2`` features for size d.
@@ -52,28 +54,36 @@ MIXERS: dict[str, Entry] = {
         positions="positions",
     ),
     "linear_attention": Entry(
-        "linear attention, elu + 1", _LINEAR, "LinearAttention", {"feature_map": "elu"}, (8, 2, 32, 4, 16)
+        "linear attention, elu + 1", _LINEAR, "LinearAttention", {"feature_map": "elu"}, (8, 2, 32)
     ),
     "linear_taylor": Entry(
         "linear attention, Taylor", _LINEAR, "LinearAttention", {"feature_map": "taylor"}, (4, 2)
     ),
     "gated_linear": Entry(
         "gated linear (GLA)",
-        "effattn_lab.linear.gated_linear_layer",
+        _GATED,
         "GatedLinear",
         {"gate": "gla"},
-        (8, 2, 32, 4, 16),
+        (8, 2, 32),
     ),
-    "delta_rule": Entry("delta rule (DeltaNet)", _DELTA, "DeltaRule", {"conv_width": 0}, (8, 2, 32, 4, 16)),
-    "zeros": Entry(
-        "ZeroS", "effattn_lab.linear.zeros_layer", "ZeroS", {}, (4, 2, 8, 16), positions="rope"
+    "ssd": Entry(
+        "gated linear (Mamba-2)",
+        _GATED,
+        "GatedLinear",
+        {"gate": "ssd"},
+        (8, 2, 32),
     ),
+    "delta_rule": Entry("delta rule (DeltaNet)", _DELTA, "DeltaRule", {}, (8, 2, 32)),
+    "delta_no_conv": Entry("delta rule, no convolution", _DELTA, "DeltaRule", {"conv_width": 0}, (8,)),
+    # The authors' epsilon of 1e-5 is far above the variance of the outputs at first: the second entry shows it.
+    "zeros": Entry("ZeroS", _ZEROS, "ZeroS", {"norm_eps": 1e-12}, (4, 2, 16), positions="rope"),
+    "zeros_eps": Entry("ZeroS, the authors' epsilon", _ZEROS, "ZeroS", {}, (4,), positions="rope"),
     "selective_ssm": Entry(
         "selective SSM (Mamba-1)",
         "effattn_lab.linear.selective_ssm_layer",
         "Mamba",
-        {"conv_width": 1, "expand": 1},
-        (8, 2, 4, 16),
+        {"expand": 1},
+        (8, 2),
         headless=True,
     ),
 }

@@ -5,8 +5,8 @@ again with the same file it goes on where it stopped. ``--task language`` trains
 
 The models follow the recall study of Based (Arora et al. 2024): a gated short convolution first, then one layer of
 the mixer under test, no positions. All have the same number of parameters (the MLP after the mixer absorbs the
-difference), the same data in the same order, and the same steps. Two learning rates are tried for each mixer, at its
-middle size and on a seed of their own; the better one is kept.
+difference), the same data in the same order, and the same steps. Three learning rates are tried for each mixer, at
+its middle size and on a seed of their own; the best is kept.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Recipe:
     batch: int = 32
     steps: int = 600
     warmup: int = 60
-    rates: tuple[float, ...] = (0.01, 0.003)
+    rates: tuple[float, ...] = (0.01, 0.003, 0.03)
     weight_decay: float = 0.1
     clip: float = 1.0
     test: int = 512
@@ -79,8 +79,8 @@ RECIPES: dict[str, Recipe] = {
         layers=2,
         heads=4,
         parameters=130_000,
-        batch=16,
-        steps=300,
+        batch=8,
+        steps=200,
         warmup=30,
         rates=(0.006,),
         test=128,
@@ -226,6 +226,20 @@ def better(a: dict[str, Any], b: dict[str, Any]) -> bool:
     )
 
 
+def chosen_rate(record: dict[str, Any], task: str, mixer: str) -> float:
+    """The learning rate whose tuning run ended best, of equal ones the first; the only one, if a recipe has one."""
+    rates = record["recipes"][task]["rates"]
+    if len(rates) == 1:
+        return float(rates[0])
+    best: dict[str, Any] | None = None
+    for row in record["rows"]:
+        if (row["task"], row["mixer"], row["seed"]) == (task, mixer, TUNING_SEED):
+            best = row if best is None or better(row, best) else best
+    if best is None:
+        raise ValueError(f"record: expected a tuning run of {mixer} for {task}, got none")
+    return float(best["rate"])
+
+
 class Study:
     """All runs of a task, in an order that gives a whole (if thinner) picture early; each is saved as it ends."""
 
@@ -261,13 +275,9 @@ class Study:
 
     def rate(self, mixer: str) -> float:
         """The learning rate of a mixer: the better of those tried at its middle size on the tuning seed."""
-        size = MIXERS[mixer].sizes[0]
-        rows = [self.row(mixer, size, rate, TUNING_SEED) for rate in self.recipe.rates]
-        best = rows[0]
-        for row in rows[1:]:
-            if better(row, best):
-                best = row
-        return float(best["rate"])
+        for rate in self.recipe.rates if len(self.recipe.rates) > 1 else ():
+            self.row(mixer, MIXERS[mixer].sizes[0], rate, TUNING_SEED)
+        return chosen_rate(self.record, self.recipe.task, mixer)
 
     def run(self, mixers: list[str], sizes: list[int] | None = None) -> None:
         """Every mixer at every size, seed by seed."""
@@ -297,7 +307,7 @@ def recorded() -> dict[str, Any]:
 
 
 def summary(record: dict[str, Any], task: str = "mqar") -> list[dict[str, Any]]:
-    """One entry for each mixer and size, in the table's order and by state size; tuning runs are left out.
+    """One entry for each mixer and size, in the table's order and by state size; only runs at the chosen rate.
 
     Returns:
         ``mixer``, ``size``, ``state``, ``parameters``, ``rate``, ``values`` (one a seed, in the order of the seeds),
@@ -306,7 +316,9 @@ def summary(record: dict[str, Any], task: str = "mqar") -> list[dict[str, Any]]:
     value = "accuracy" if task == "mqar" else "loss"
     groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in record["rows"]:
-        if row["task"] == task and row["seed"] != TUNING_SEED:
+        if row["task"] != task or row["seed"] == TUNING_SEED:
+            continue
+        if row["rate"] == chosen_rate(record, task, row["mixer"]):
             groups.setdefault((row["mixer"], row["size"]), []).append(row)
     order = {name: i for i, name in enumerate(MIXERS)}
     found = []

@@ -28,17 +28,17 @@ from effattn_lab.models.smollm2 import SmolLM2
 from effattn_lab.tasks.text import stdlib_source, topics
 
 RECORD = Path(__file__).with_suffix(".json")
-GAMMAS = (1, 2, 3, 4, 6, 8)
+GAMMAS = (1, 2, 4, 8)
 EXIT_LAYERS = 2
 FREQUENT = 2048  # tokens that the early exit knows
 TRAIN_FROM = (
     20_000  # tokens of the reference before this one are for prompts, those after for counting and fitting
 )
-PLACES = {"docs": (600, 5_000, 11_000), "code": (700, 3_000, 6_000), "copy": (1_200, 4_200, 8_000)}
+PLACES = {"docs": (600, 5_000), "code": (700, 6_000), "copy": (1_200, 4_200)}
 
 
-def prompts(lm: SmolLM2, length: int = 256) -> dict[str, list[list[int]]]:
-    """Three prompts of ``length`` tokens for each kind of text."""
+def prompts(lm: SmolLM2, length: int = 192) -> dict[str, list[list[int]]]:
+    """Two prompts of ``length`` tokens for each kind of text."""
     text = {
         "docs": lm.ids(topics())[0].tolist(),
         "code": lm.ids(stdlib_source("argparse"))[0].tolist(),
@@ -87,23 +87,26 @@ def cost_ratio(draft: Draft, lm: SmolLM2) -> float:
 
 
 def run(
-    lm: SmolLM2, new_tokens: int = 128, sampled_tokens: int = 96, log: Any = None
-) -> list[dict[str, Any]]:
+    lm: SmolLM2, new_tokens: int = 96, sampled_tokens: int = 64, log: Any = None
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, float]]]:
     """All rows of the experiment, see the module's head.
 
     Returns:
         one dict for each kind of text, draft, temperature and gamma: what :func:`speculative_decode.summary` gives,
-        ``by_depth`` (acceptance at each place, given the places before) and ``c``.
+        ``by_depth`` (acceptance at each place, given the places before) and ``c``; and for each kind of text
+        :func:`repetition` of its greedy texts.
     """
     say = (lambda *x: print(*x, file=log, flush=True)) if log else (lambda *x: None)
-    made, table = drafts(lm), []
+    made, asked, table = drafts(lm), prompts(lm), []
     say("drafts ready")
-    for kind, given in prompts(lm).items():
-        greedy = [speculate(lm.model, PromptLookup(), prompt, new_tokens, 0).tokens for prompt in given]
-        say(kind, "greedy text ready")
+    made_texts = iter(greedy_texts(lm, [prompt for given in asked.values() for prompt in given], new_tokens))
+    texts = {kind: [next(made_texts) for _ in given] for kind, given in asked.items()}
+    say("greedy texts ready")
+    for kind, given in asked.items():
+        greedy = texts[kind]
         for draft in made:
-            live = speculate(lm.model, draft, given[0], 32, 4).tokens
-            if live != greedy[0][:32]:
+            live = speculate(lm.model, draft, given[0], 16, 4).tokens
+            if live != greedy[0][:16]:
                 raise RuntimeError(f"{draft.name}: speculation changed the greedy text of {kind}")
             for gamma in GAMMAS:
                 runs = [replay(draft, prompt, text, gamma) for prompt, text in zip(given, greedy)]
@@ -114,6 +117,45 @@ def run(
             ]
             table.append(_row(lm, draft, kind, 1.0, 4, runs))
             say(kind, draft.name, "done")
+    return table, _repetitions(asked, texts)
+
+
+@torch.no_grad()
+def greedy_texts(lm: SmolLM2, given: Sequence[list[int]], new_tokens: int) -> list[list[int]]:
+    """The target's greedy text after each prompt, all in one batch: prompts of the same length."""
+    new, cache = torch.tensor(list(given)), None
+    made: list[torch.Tensor] = []
+    for _ in range(new_tokens):
+        out = lm.model(new, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        new, cache = out.logits[:, -1].argmax(dim=-1, keepdim=True), out.past_key_values
+        made.append(new)
+    return [row.tolist() for row in torch.cat(made, dim=1)]
+
+
+def repetition(prompt: Sequence[int], text: Sequence[int], n: int = 4) -> tuple[float, float]:
+    """Shares of ``text``'s n-grams that occurred earlier in ``text``, and in ``prompt``: what lookup lives on."""
+    grams = [tuple(text[i : i + n]) for i in range(len(text) - n + 1)]
+    if not grams:
+        raise ValueError(f"text: expected at least n = {n} tokens, got {len(text)}")
+    before = {tuple(prompt[i : i + n]) for i in range(len(prompt) - n + 1)}
+    own = sum(gram in grams[:i] for i, gram in enumerate(grams))
+    return own / len(grams), sum(gram in before for gram in grams) / len(grams)
+
+
+def greedy_repetition() -> dict[str, dict[str, float]]:
+    """For each kind of text, mean :func:`repetition` of the recorded run's greedy texts: ``own`` and ``prompt``."""
+    found: dict[str, dict[str, float]] = json.loads(RECORD.read_text(encoding="utf-8"))["greedy"]
+    return found
+
+
+def _repetitions(
+    asked: dict[str, list[list[int]]], texts: dict[str, list[list[int]]]
+) -> dict[str, dict[str, float]]:
+    table = {}
+    for kind, given in asked.items():
+        pairs = [repetition(prompt, text) for prompt, text in zip(given, texts[kind])]
+        own, prompt = (sum(x) / len(pairs) for x in zip(*pairs))
+        table[kind] = {"own": round(own, 3), "prompt": round(prompt, 3)}
     return table
 
 
@@ -154,17 +196,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from effattn_lab.models import smollm2
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--new-tokens", type=int, default=128, help="greedy tokens a prompt")
-    parser.add_argument("--sampled-tokens", type=int, default=96, help="tokens at temperature 1")
+    parser.add_argument("--new-tokens", type=int, default=96, help="greedy tokens a prompt")
+    parser.add_argument("--sampled-tokens", type=int, default=64, help="tokens at temperature 1")
     parser.add_argument("--write", action="store_true", help=f"record the rows in {RECORD.name}")
     chosen = parser.parse_args(arguments)
-    table = run(smollm2.load(), chosen.new_tokens, chosen.sampled_tokens, log=sys.stderr)
+    table, repeated = run(smollm2.load(), chosen.new_tokens, chosen.sampled_tokens, log=sys.stderr)
     show([{k: v for k, v in row.items() if k != "by_depth"} for row in table])
     if chosen.write:
         about = {"model": "SmolLM2-135M-Instruct, float32", "torch": torch.__version__.split("+")[0],
                  "new_tokens": chosen.new_tokens, "sampled_tokens": chosen.sampled_tokens}  # fmt: skip
         lines = ",\n  ".join(json.dumps(row) for row in table)
-        RECORD.write_text(f'{{"about": {json.dumps(about)},\n "rows": [\n  {lines}\n]}}\n', encoding="utf-8")
+        head = f'{{"about": {json.dumps(about)},\n "greedy": {json.dumps(repeated)},\n'
+        RECORD.write_text(f'{head} "rows": [\n  {lines}\n]}}\n', encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -30,9 +30,9 @@ def unit_rows(x, NORM: tl.constexpr):
 @triton.jit
 def _store_before(
     states_ptr, s, group, first_group, seen, offs_k, offs_v, K: tl.constexpr, V: tl.constexpr, GROUP: tl.constexpr,
-    SCALED: tl.constexpr,
+    SCALED: tl.constexpr, WHOLE: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """Keep ``s`` as the state before ``group``, if some query stands in it or later."""
+    """Keep ``s`` as the state before ``group``. EARLY: only if some query stands in it or later."""
     if SCALED:
         s = s / tl.maximum(group * GROUP + seen, 1).to(tl.float32)
     ptrs = (
@@ -40,8 +40,11 @@ def _store_before(
         + tl.cast(group - first_group, tl.int64) * (K * V)
         + (offs_k[:, None] * V + offs_v[None, :])
     )
-    here = (offs_k[:, None] < K) & (offs_v[None, :] < V) & (group >= first_group)
-    tl.store(ptrs, cast(s, states_ptr.dtype.element_ty), mask=here)
+    if WHOLE and not EARLY:
+        tl.store(ptrs, cast(s, states_ptr.dtype.element_ty))
+    else:
+        here = (offs_k[:, None] < K) & (offs_v[None, :] < V) & (group >= first_group)
+        tl.store(ptrs, cast(s, states_ptr.dtype.element_ty), mask=here)
 
 
 @triton.jit
@@ -51,7 +54,8 @@ def _linearized_llm_states_kernel(
     stride_vb, stride_vh, stride_vn, stride_vd,
     num_heads, seqlen_k, lead, first_group, num_groups, num_sums, seen,
     K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_N: tl.constexpr,
-    GROUP: tl.constexpr, NORM: tl.constexpr, SCALED: tl.constexpr, INITIAL: tl.constexpr, FINAL: tl.constexpr,
+    GROUP: tl.constexpr, NORM: tl.constexpr, SCALED: tl.constexpr, EARLY: tl.constexpr, INITIAL: tl.constexpr,
+    FINAL: tl.constexpr,
 ):  # fmt: skip
     """``S`` before each group from ``first_group`` on, in the dtype of the inputs. Grid: (tiles of V, key heads).
 
@@ -66,23 +70,41 @@ def _linearized_llm_states_kernel(
     cols = tl.arange(0, BLOCK_N)
     offs_k = tl.arange(0, BLOCK_K)
     offs_v = pid_v * BLOCK_V + tl.arange(0, BLOCK_V)
+    WHOLE: tl.constexpr = (K % BLOCK_K == 0) & (V % BLOCK_V == 0)
     s = tl.zeros([BLOCK_K, BLOCK_V], tl.float32)
     if INITIAL:
         s += load_state(s0_ptr, pair, offs_k, offs_v, K, V, BLOCK_K, BLOCK_V)
-    for c in range(0, num_sums):
+    for c in range(0, num_groups):
         # A masked store, not a branch: the compiler for Blackwell cannot pipeline a loop that branches on its sum.
-        _store_before(states_ptr, s, c, first_group, seen, offs_k, offs_v, K, V, GROUP, SCALED)
-        end = tl.minimum(seqlen_k, c * GROUP + GROUP)
+        _store_before(states_ptr, s, c, first_group, seen, offs_k, offs_v, K, V, GROUP, SCALED, WHOLE, EARLY)
+        # The last group's keys are in nobody's past: past num_sums nothing is loaded, and zeros are added.
+        end = tl.where(c < num_sums, c * GROUP + GROUP, 0)
         for j in tl.static_range(0, GROUP, BLOCK_N):
-            k = load_rows(k_ptr, c * GROUP + j, cols, end, stride_kn, offs_k, stride_kd, K, BLOCK_K)
+            k = load_rows(k_ptr, c * GROUP + j, cols, end, stride_kn, offs_k, stride_kd, K, BLOCK_K, False)
             v = load_rows(
-                v_ptr, c * GROUP + j + lead, cols, end + lead, stride_vn, offs_v, stride_vd, V, BLOCK_V
+                v_ptr, c * GROUP + j + lead, cols, end + lead, stride_vn, offs_v, stride_vd, V, BLOCK_V, False
             )
             s += dot(tl.trans(unit_rows(k, NORM)), v)
-    if num_sums < num_groups:  # the last group's keys are in nobody's past
-        _store_before(states_ptr, s, num_sums, first_group, seen, offs_k, offs_v, K, V, GROUP, SCALED)
     if FINAL:
         store_state(sT_ptr, s, pair, offs_k, offs_v, K, V)
+
+
+@triton.jit
+def _own_keys(
+    q, k_ptr, v_ptr, w_ptr, j, rows, offs_k, offs_v, base, lead, end_k, stride_kn, stride_kd, stride_vn, stride_vd,
+    K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_N: tl.constexpr,
+    LAGS: tl.constexpr, NORM: tl.constexpr,
+):  # fmt: skip
+    """``(tril(relu(Q K^T)^2) + T) V`` over the keys ``j .. j + BLOCK_N`` of the group."""
+    cols = j + tl.arange(0, BLOCK_N)
+    k = load_rows(k_ptr, base, cols, end_k, stride_kn, offs_k, stride_kd, K, BLOCK_K, False)
+    a = tl.maximum(dot(q, tl.trans(unit_rows(k, NORM))), 0.0)
+    lag = rows[:, None] - cols[None, :]
+    a = tl.where(lag >= 0, a * a, 0.0)
+    if LAGS > 0:
+        a += tl.load(w_ptr + lag, mask=(lag >= 0) & (lag < LAGS), other=0.0).to(tl.float32)
+    v = load_rows(v_ptr, base + lead, cols, end_k + lead, stride_vn, offs_v, stride_vd, V, BLOCK_V, False)
+    return dot(cast(a, v.dtype), v)
 
 
 @triton.jit
@@ -95,11 +117,13 @@ def _linearized_llm_outputs_kernel(
     K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr, BLOCKS: tl.constexpr,
     LAGS: tl.constexpr, BLOCK_L: tl.constexpr, GLOBAL: tl.constexpr, NORM: tl.constexpr, SCALED: tl.constexpr,
+    BEFORE: tl.constexpr,
 ):  # fmt: skip
     """``O_g = (tril(relu(Q K^T)^2) + T) V + T' V_before + alpha Q S_g``. Grid: (groups * BLOCKS, tiles of V, heads).
 
     BLOCKS blocks of BLOCK_M queries make a group; each visits the group's keys up to its last query. V has ``lead``
-    rows before the first key, for the convolution alone.
+    rows before the first key, for the convolution alone. BEFORE: the first group has rows
+    without a query.
     """
     group = first_group + tl.program_id(0) // BLOCKS
     start = (tl.program_id(0) % BLOCKS) * BLOCK_M  # of this block, inside the group
@@ -118,7 +142,7 @@ def _linearized_llm_outputs_kernel(
     offs_k = tl.arange(0, BLOCK_K)
     offs_v = pid_v * BLOCK_V + tl.arange(0, BLOCK_V)
 
-    q = load_rows(q_ptr, base - offset, rows, end_q, stride_qn, offs_k, stride_qd, K, BLOCK_K)
+    q = load_rows(q_ptr, base - offset, rows, end_q, stride_qn, offs_k, stride_qd, K, BLOCK_K, BEFORE)
     q = unit_rows(q, NORM)
     acc = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
     if GLOBAL:
@@ -137,17 +161,21 @@ def _linearized_llm_outputs_kernel(
                 v_ptr, base + lead, before, seqlen_k + lead, stride_vn, offs_v, stride_vd, V, BLOCK_V
             )
             acc += dot(cast(t, v.dtype), v)
-    for j in range(0, tl.minimum(start + BLOCK_M, GROUP), BLOCK_N):
-        cols = j + tl.arange(0, BLOCK_N)
-        k = load_rows(k_ptr, base, cols, end_k, stride_kn, offs_k, stride_kd, K, BLOCK_K)
-        a = tl.maximum(dot(q, tl.trans(unit_rows(k, NORM))), 0.0)
-        lag = rows[:, None] - cols[None, :]
-        a = tl.where(lag >= 0, a * a, 0.0)
-        if LAGS > 0:
-            a += tl.load(w_ptr + lag, mask=(lag >= 0) & (lag < LAGS), other=0.0).to(tl.float32)
-        v = load_rows(v_ptr, base + lead, cols, end_k + lead, stride_vn, offs_v, stride_vd, V, BLOCK_V)
-        acc += dot(cast(a, v.dtype), v)
-    store_rows(o_ptr + pair * seqlen_q * V, acc, base - offset, rows, end_q, offs_v, V)
+    if BLOCKS == 1:  # one block a group: nothing to loop over, and no code for a pipeline
+        for j in tl.static_range(0, GROUP, BLOCK_N):
+            acc += _own_keys(
+                q, k_ptr, v_ptr, w_ptr, j, rows, offs_k, offs_v, base, lead, end_k, stride_kn, stride_kd, stride_vn,
+                stride_vd, K, V, BLOCK_K, BLOCK_V, BLOCK_N, LAGS, NORM,
+            )  # fmt: skip
+    else:
+        for j in range(0, tl.minimum(start + BLOCK_M, GROUP), BLOCK_N):
+            acc += _own_keys(
+                q, k_ptr, v_ptr, w_ptr, j, rows, offs_k, offs_v, base, lead, end_k, stride_kn, stride_kd, stride_vn,
+                stride_vd, K, V, BLOCK_K, BLOCK_V, BLOCK_N, LAGS, NORM,
+            )  # fmt: skip
+    store_rows(
+        o_ptr + pair * seqlen_q * V, acc, base - offset, rows, end_q, offs_v, V, BEFORE, V % BLOCK_V == 0
+    )
 
 
 @triton.jit
@@ -176,7 +204,7 @@ def _linearized_llm_conv_kernel(
         x_ptr = v_ptr + other * stride_vh
         lag = rows[None, :] - rows[:, None] if REVERSE else rows[:, None] - rows[None, :]
         t = tl.load(w + lag, mask=(lag >= 0) & (lag < LAGS), other=0.0)
-        x = load_rows(x_ptr, start + offset, rows, seqlen_v, stride_vn, offs_v, stride_vd, V, BLOCK_V)
+        x = load_rows(x_ptr, start + offset, rows, seqlen_v, stride_vn, offs_v, stride_vd, V, BLOCK_V, False)
         acc += dot(cast(t, x.dtype), x)
         if LAGS > 1:
             if REVERSE:  # values after the chunk, of which the first LAGS - 1 count
@@ -188,7 +216,7 @@ def _linearized_llm_conv_kernel(
             t = tl.load(w + lag, mask=lag < LAGS, other=0.0)
             x = load_rows(x_ptr, start + offset, near, seqlen_v, stride_vn, offs_v, stride_vd, V, BLOCK_V)
             acc += dot(cast(t, x.dtype), x)
-    store_rows(y_ptr + pair * seqlen_y * V, acc, start, rows, seqlen_y, offs_v, V)
+    store_rows(y_ptr + pair * seqlen_y * V, acc, start, rows, seqlen_y, offs_v, V, False, V % BLOCK_V == 0)
 
 
 @triton.jit

@@ -255,7 +255,8 @@ class _Case:
                 self.k, self.v, s, s if s0 is None else s0, s if last is None else last,
                 *self.k.stride(), *self.v.stride(),
                 self.num_kv_heads, self.seqlen_k, self.lead, self.first, self.groups, sums, self.seen,
-                **self.common, BLOCK_V=tile.block_v, BLOCK_N=tile.block_n, INITIAL=s0 is not None, FINAL=final,
+                **self.common, BLOCK_V=tile.block_v, BLOCK_N=tile.block_n,
+                EARLY=self.first > 0, INITIAL=s0 is not None, FINAL=final,
                 num_warps=tile.num_warps, num_stages=tile.num_stages,
             )  # fmt: skip
         return s, last
@@ -280,6 +281,7 @@ class _Case:
                 self.lead, self.first, self.groups, self.seen,
                 **self.common, BLOCK_V=tile.block_v, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCKS=blocks,
                 LAGS=self.lags, BLOCK_L=power(max(1, self.lags - 1)), GLOBAL=states is not None,
+                BEFORE=self.offset % self.group > 0,
                 num_warps=tile.num_warps, num_stages=tile.num_stages,
             )  # fmt: skip
         return out
@@ -319,8 +321,9 @@ def launches(
     element = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]
     values = {
         "K": head_dim, "V": value_dim, "BLOCK_K": power(head_dim), "GROUP": group_size, "LAGS": lags,
-        "BLOCK_L": power(max(1, lags - 1)), "NORM": True, "SCALED": dtype is torch.float16, "INITIAL": False,
-        "FINAL": False, "GLOBAL": True, "REVERSE": False, "REPEAT": repeat,
+        "BLOCK_L": power(max(1, lags - 1)), "NORM": True, "SCALED": dtype is torch.float16, "EARLY": False,
+        "INITIAL": False, "FINAL": False,
+        "BEFORE": False, "GLOBAL": True, "REVERSE": False, "REPEAT": repeat,
     }  # fmt: skip
     kernels = [
         ("states", _linearized_llm_states_kernel, tiles.states),

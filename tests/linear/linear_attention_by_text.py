@@ -1,4 +1,4 @@
-"""Mistakes of the linear-attention kernel that leave the numbers right; see `solved_labs.by_text` in tests/grading."""
+"""Mistakes of the linear-attention kernel that leave the numbers right; read by `solved_labs.by_text`."""
 
 BY_TEXT = {
     "triton_forward": {

@@ -66,3 +66,46 @@ def test_crossover_is_where_the_costs_meet():
     assert sp.simplify(cost.step_bytes(1, 1, d, dv) - 2 * cost.state_bytes(1, d, dv) - 4 * (d + dv)) == 0
     assert cost.step_flops(1, 1, d, d) == 6 * d**2
     assert cost.chunked_bytes(1, 1, 64, 64, 64) == pytest.approx(2 * (12 * 64 + 2 * 64))
+
+
+def test_xray_beside_fla():
+    """The smallest table: one kernel, one GPU. Both are real compilations."""
+    pytest.importorskip("fla.ops.common.chunk_o", reason="fla-core is not installed (extra peers)")
+    from effattn_lab.measure import delta_rule_peers
+
+    ours, fla = delta_rule_peers.rows("A100", kernels=("outputs",))
+    assert (ours["by"], fla["by"]) == ("ours", "fla")
+    for row in (ours, fla):
+        assert row["spill_bytes"] == 0
+        assert (
+            row["tensor_core_per_token"] == 6
+        )  # three products of 64 x 64 x 64, 128 instructions of 16 x 8 x 16 each
+    assert 20 < ours["instructions_per_token"] <= fla["instructions_per_token"] < 100
+    with pytest.raises(ValueError, match="head_dim: expected 32 or 64, got 128"):
+        delta_rule_peers.rows("A100", head_dim=128)
+    with pytest.raises(ValueError, match="kernels: expected some of transform"):
+        delta_rule_peers.rows("A100", kernels=("fwd",))
+    with pytest.raises(ValueError, match="gpus: expected NVIDIA's with tensor cores"):
+        delta_rule_peers.rows("T4", kernels=("outputs",), dtype="fp16")
+
+
+def test_loops_are_weighed():
+    """Two backward branches: a body of three with one matrix instruction, a body of two; one forward branch."""
+    from effattn_lab.measure._loop_worker import loops
+
+    code = ["MOV R1, R2", "HMMA.16816.F32 R4, R4, R5, R4", "IADD3 R1, R1, 0x1, RZ", "@P0 BRA 0x0010",
+            "FADD R1, R1, R2", "@!P1 BRA 0x0040", "BRA 0x0070", "NOP", "EXIT"]  # fmt: skip
+    sass = "\n".join(f"        /*{16 * i:04x}*/                   {line} ;" for i, line in enumerate(code))
+    assert loops(sass) == [(3, 1), (2, 0)]
+
+
+@pytest.mark.slow
+def test_shipped_tiles_do_not_spill():
+    """Every kernel at head dim 64; ``effattn xray delta_rule --gpu all`` has the other dimensions."""
+    from effattn_lab.measure.xray import xray_rows
+
+    for row in xray_rows("delta_rule", gpus="A100,MI300X", head_dims=(64,), dtypes=("bf16",)):
+        what = (row["kernel"], row["gpu"])
+        assert row["spill_bytes"] == 0, what
+        assert row["fits"], what
+        assert row["tensor_core_instructions"] > 0, what

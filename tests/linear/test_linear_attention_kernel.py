@@ -130,6 +130,16 @@ def test_lengths(length, causal):
     check((1, 2, 2, length, length, 32, 32), torch.float32, causal=causal)
 
 
+def test_the_lean_case():
+    """Without the checks that cannot fail: bf16, 64 by 64, no denominator, one query head a key head."""
+    assert "LEAN" in launches(64, torch.bfloat16, "sm80", normalize=False)[0].constexprs
+    lean = [x.constexprs.get("LEAN") for x in launches(64, torch.bfloat16, "sm80", normalize=False)]
+    assert lean == [True, True, None, True, True, True]
+    assert not launches(64, torch.bfloat16, "sm80")[0].constexprs["LEAN"]
+    for length in (33, 64):
+        check((1, 2, 2, length, length, 64, 64), torch.bfloat16, normalize=False)
+
+
 def test_length_1():
     """One token: the output is its value, and no change of a weight changes that."""
     q, k, v = draw((1, 1, 1, 1, 1, 32, 32), torch.float32)
@@ -305,3 +315,50 @@ def test_every_architecture_has_tiles():
         assert [launch.name for launch in launches(64, dtype, arch)] == list(tiles._fields)
     with pytest.raises(ValueError, match="window: expected False"):
         launches(64, torch.float16, "sm80", window=True)
+
+
+def gpu_dtypes():
+    capable = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+    return ["fp16", "fp32"] + (["bf16"] if capable else [])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", gpu_dtypes())
+@pytest.mark.parametrize(
+    "dims", [(16, 16), (60, 60), (64, 128), (128, 64), (256, 256)], ids=lambda d: f"K{d[0]}-V{d[1]}"
+)
+@pytest.mark.parametrize(
+    "lengths", [(1000, 1000), (1, 2049), (300, 1111)], ids=lambda n: f"Tq{n[0]}-Tk{n[1]}"
+)
+def test_on_gpu(lengths, dims, dtype):
+    """Sizes that the interpreter is too slow for, with and without the denominator, with a state to begin with."""
+    shape = (2, 4, 2, *lengths, *dims)
+    check(shape, DTYPES[dtype])
+    check(shape, DTYPES[dtype], normalize=False, state=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", gpu_dtypes())
+def test_long_sum_on_gpu(dtype):
+    """65536 positive keys: their sum passes what fp16 holds, and the mean that is stored in its place does not."""
+    q, k, v = draw((1, 1, 1, 65536, 65536, 64, 64), DTYPES[dtype])
+    with torch.no_grad():
+        out = linear_attention_chunked(q, k, v, causal=True)
+        want = exact_chunked(*(x.double() for x in (q, k, v)), causal=True, feature_map=None)
+    assert out.isfinite().all()
+    # The mean of many values is small; one rounding of the largest value stands for each of its terms.
+    assert (out.double() - want).abs().max() <= 4 * torch.finfo(DTYPES[dtype]).eps * v.abs().max()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", gpu_dtypes())
+def test_agrees_with_fla_on_gpu(dtype):
+    """fla's own chunked kernel on the same inputs, without the denominator; its layout is [B, N, H, D]."""
+    fla = pytest.importorskip("fla.ops.linear_attn")
+    q, k, v = draw((2, 4, 4, 1024, 1024, 64, 64), DTYPES[dtype], normalize=False)
+    ours = linear_attention_chunked(q, k, v, causal=True, normalize=False)
+    theirs = fla.chunk_linear_attn(*(x.transpose(1, 2) for x in (q, k, v)), normalize=False)[0].transpose(
+        1, 2
+    )
+    error = (ours.double() - theirs.double()).square().mean().sqrt() / ours.double().square().mean().sqrt()
+    assert error < {"fp32": 2e-3, "fp16": 2e-3, "bf16": 1e-2}[dtype]  # fla multiplies fp32 in TF32

@@ -20,7 +20,7 @@ from effattn_lab.linear.linearized_llm_conv import (
     masked_depthwise_conv_chunked,
     symmetric_depthwise_conv,
 )
-from effattn_lab.linear.linearized_llm_layer import LinearizedAttention, rotate
+from effattn_lab.linear.linearized_llm_layer import LinearizedAttention
 
 LENGTHS = (1, 63, 64, 65, 1000)
 
@@ -336,21 +336,6 @@ def test_against_fla():
     got = linearized_attention_chunked(q, k, v, alpha=0.3, **options)
     got = got - linearized_attention_chunked(q, k, v, alpha=0.0, **options)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=2e-5)
-
-
-def test_rotary_positions_are_transformers_own():
-    modeling = pytest.importorskip("transformers.models.llama.modeling_llama")
-    config = pytest.importorskip("transformers").LlamaConfig(
-        hidden_size=64,
-        num_attention_heads=4,
-        rope_theta=5000.0,
-        rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
-    )
-    x = torch.randn(1, 4, 9, 16)
-    positions = torch.arange(5, 14)
-    cos, sin = modeling.LlamaRotaryEmbedding(config)(x, positions[None])
-    want, _ = modeling.apply_rotary_pos_emb(x, x, cos, sin)
-    torch.testing.assert_close(rotate(x, positions, 5000.0), want, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

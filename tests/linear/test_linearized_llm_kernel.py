@@ -20,6 +20,7 @@ from effattn_kernels.linearized_llm import (
 )
 
 from effattn_lab.foundations.attention import repeat_kv
+from effattn_lab.linear import linearized_llm_cost as cost
 from effattn_lab.linear.linearized_llm import linearized_attention
 from effattn_lab.linear.linearized_llm import linearized_attention_chunked as exact_chunked
 from effattn_lab.linear.linearized_llm_conv import masked_depthwise_conv
@@ -330,6 +331,12 @@ def test_fusing_the_convolution_pays():
     """SmolLM2's heads: inside it adds a sixth to attention's bytes, apart it doubles them."""
     for row in linearized_llm_traffic.fusion_rows(lags=(4, 32)):
         assert row["attention_bytes"] < row["fused_bytes"] < 0.75 * row["separate_bytes"]
+        # The cost model's closed forms are the same bytes.
+        assert row["attention_bytes"] == cost.attention_bytes(9, 3, 4096, 64, 64)
+        assert row["fused_bytes"] - row["attention_bytes"] == cost.fused_conv_bytes(9, 4096, 64, row["lags"])
+        assert row["separate_bytes"] - row["attention_bytes"] == cost.separate_conv_bytes(
+            9, 4096, 64, row["lags"]
+        )
     assert row["fused_adds_percent"] == pytest.approx(16.3, abs=0.1)
     assert row["separate_adds_percent"] == pytest.approx(99.8, abs=0.1)
     with pytest.raises(ValueError, match="dtype: expected one of fp16"):

@@ -395,6 +395,23 @@ def test_uneven_acceptance_makes_longer_rounds_than_its_mean():
     assert mixed > cost.expected_tokens((easy + hard) / 2, 6) + 0.5
 
 
+def test_which_rate_goes_into_the_formula():
+    """Uneven rounds: the rate of the first drafts gives too few tokens, that of all judged drafts too many.
+
+    A long easy round has more drafts judged, so pooling counts easy rounds more often; by depth it is exact.
+    """
+    kinds, gamma = (0.95, 0.45), 6
+    actual = sum(cost.expected_tokens(a, gamma) for a in kinds) / 2
+    first = sum(kinds) / 2
+    judged = sum(cost.expected_tokens(a, gamma - 1) for a in kinds) / 2  # drafts judged in a round
+    pooled = (actual - 1) / judged
+    assert cost.expected_tokens(first, gamma) + 0.5 < actual < cost.expected_tokens(pooled, gamma) - 0.2
+    reached = [sum(a**i for a in kinds) / 2 for i in range(gamma + 1)]
+    by_depth = [b / a for a, b in itertools.pairwise(reached)]
+    assert by_depth == sorted(by_depth), "who got far is probably in an easy round"
+    assert cost.expected_tokens_by_depth(by_depth) == pytest.approx(actual)
+
+
 @pytest.mark.parametrize("c", [0.0, 0.05, 0.2, 0.5])
 @pytest.mark.parametrize("alpha", [0.1, 0.4, 0.6, 0.8, 0.95])
 def test_optimal_gamma(alpha, c):

@@ -10,6 +10,7 @@ from effattn_lab.linear import zeros_cost as cost
 from effattn_lab.linear.zeros import zeros, zeros_chunked
 from effattn_lab.linear.zeros_layer import ZeroS, ZeroSSoftmax
 from effattn_lab.linear.zeros_weights import unit
+from effattn_lab.measure import zeros_peers
 
 LAYERS = {
     "paper": (ZeroS, {}),
@@ -181,3 +182,40 @@ def test_known_costs():
     assert cost.crossover_flops(64) == (12 * 64 * 64 + 2 * 64 * 128) / 128 - 1
     assert cost.materialized_scan_bytes(12, 2048, 64, 64) == pytest.approx(0.4e9, rel=0.01)
     assert cost.step_bytes(1, 1, 64, 64) == 8 * (3 * 64 * 64 + 4 + 64) + 2 * 5 * 64
+
+
+def test_xray_beside_fla(monkeypatch):
+    """The smallest table, on one GPU; real compilations. One pass for three states moves fewer bytes."""
+    pytest.importorskip("fla.ops.common.chunk_h", reason="fla-core is not installed (extra peers)")
+    monkeypatch.setattr(zeros_peers, "L2NORM_ROWS", (32,))
+    monkeypatch.setattr(zeros_peers, "L2NORM_WARPS", (1,))
+    rows = {(r["by"], r["kernel"]): r for r in zeros_peers.rows("A100", head_dim=16)}
+    assert list(rows) == [
+        ("ours", "states"), ("ours", "outputs"), ("ours", "total"), ("fla", "states"), ("fla", "outputs"),
+        ("fla", "l2norm"), ("PyTorch", "scale and mix"), ("fla and PyTorch", "total"),
+    ]  # fmt: skip
+    ours, fla = rows["ours", "total"], rows["fla and PyTorch", "total"]
+    assert ours["spill_bytes"] == 0
+    assert ours["bytes_per_token"] < fla["bytes_per_token"] / 2
+    assert ours["tensor_core_per_token"] < fla["tensor_core_per_token"]
+    # By hand: K, V, logits; Q, K, V, O; three states written and read; scalars.
+    assert (
+        2 * (2 + 4) * 16 * 1 + 12 * 16 * 16 / 64
+        < ours["bytes_per_token"]
+        < 2 * 6 * 16 + 12 * 16 * 16 / 64 + 40
+    )
+    assert rows["fla", "states"]["runs"] == 3
+    with pytest.raises(ValueError, match="head_dim: expected 16, 32 or 64, got 128"):
+        zeros_peers.rows("A100", head_dim=128)
+
+
+@pytest.mark.slow
+def test_shipped_tiles_do_not_spill():
+    """Both kernels at head dim 64; ``effattn xray zeros --gpu all`` has the other dimensions."""
+    from effattn_lab.measure.xray import xray_rows
+
+    for row in xray_rows("zeros", gpus="A100,MI300X", head_dims=(64,), dtypes=("bf16",)):
+        what = (row["kernel"], row["gpu"])
+        assert row["spill_bytes"] == 0, what
+        assert row["fits"], what
+        assert row["tensor_core_instructions"] > 0, what
