@@ -5,11 +5,11 @@ BY_TEXT = {
         "no kernel": (
             ("def conv_triton(v, weight, chunk_size=16):",
              "def conv_triton(v, weight):\n"
-             "    x, n = repeat_kv(v, weight.shape[0] // v.shape[1]), v.shape[2]\n"
-             "    y = torch.zeros_like(x)\n"
+             "    x, n = repeat_kv(v, weight.shape[0] // v.shape[1]).float(), v.shape[2]\n"
+             "    y, w = torch.zeros_like(x), weight.float()\n"
              "    for lag in range(min(weight.shape[1], n)):\n"
-             "        y[:, :, lag:] += weight[:, lag, None, None] * x[:, :, : n - lag]\n"
-             "    return y\n\n\n"
+             "        y[:, :, lag:] += w[:, lag, None, None] * x[:, :, : n - lag]\n"
+             "    return y.to(v.dtype)\n\n\n"
              "def unused(v, weight, chunk_size=16):"),
             # Judged alone, the kernel must not be the right one.
             ("    y += tl.dot(", "    y -= tl.dot("),
