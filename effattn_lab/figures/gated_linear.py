@@ -22,7 +22,7 @@ def _gates() -> dict[str, np.ndarray]:
     fixed = np.full(_TOKENS, -0.15)
     gate = np.full(_TOKENS, -0.01)
     gate[[8, 17]] = -4.0
-    return {"no decay": np.zeros(_TOKENS), "fixed decay (RetNet)": fixed, "decay by token (SSD, GLA)": gate}
+    return {"no decay": np.zeros(_TOKENS), "fixed decay (RetNet)": fixed, "decay by token (SSD)": gate}
 
 
 def masks() -> Figure:
@@ -43,7 +43,6 @@ def masks() -> Figure:
             low.set(xticks=[0, 8, 16], yticks=[0, 8, 16], xlabel="key")
         axes[0, 0].set_ylabel("kept")
         axes[1, 0].set_ylabel("query")
-    plt.close(fig)
     return fig
 
 
@@ -59,14 +58,20 @@ def levels(tokens: int = 16) -> Figure:
                 level = (i ^ j).bit_length() - 1
                 face = style.PALETTE["white"] if level < 0 else style.CYCLE[level % len(style.CYCLE)] + "99"
                 ax.add_patch(
-                    plt.Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=face, edgecolor=style.COLORS["grid"], linewidth=0.6)
+                    plt.Rectangle(
+                        (j - 0.5, i - 0.5),
+                        1,
+                        1,
+                        facecolor=face,
+                        edgecolor=style.COLORS["grid"],
+                        linewidth=0.6,
+                    )
                 )
                 ax.text(j, i, "·" if level < 0 else str(level), ha="center", va="center", fontsize=8.5)
         ax.set(xlim=(-0.5, tokens - 0.5), ylim=(tokens - 0.5, -0.5), xlabel="key j", ylabel="query i")
         ax.set(xticks=range(0, tokens, 4), yticks=range(0, tokens, 4))
         ax.set_aspect("equal")
         ax.set_title(f"{top} levels for {tokens} tokens", fontsize=11)
-    plt.close(fig)
     return fig
 
 
@@ -88,8 +93,7 @@ def reach() -> Figure:
         left.set(xscale="log", xlabel="tokens since it was written", ylabel="weight left", ylim=(0, 1.05))
         left.set_title("the signal", fontsize=11)
         right.set(xscale="log", yscale="log", xlabel="tokens read", ylabel="noise (signal at first: 1)")
-        right.set_title("the noise of all others, K = 128", fontsize=11)
+        right.set_title("the noise (K = 128)", fontsize=11)
         left.legend(loc="lower left", fontsize=9.5)
         right.legend(loc="upper left", fontsize=9.5)
-    plt.close(fig)
     return fig

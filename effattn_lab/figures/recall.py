@@ -64,15 +64,21 @@ def recall_against_state(record: dict[str, Any]) -> Figure:
             axes.plot([e["state"]] * len(e["values"]), [100 * v for v in e["values"]], "_", color=color)
         hollow = {"markerfacecolor": PALETTE["white"]} if not dash else {}
         axes.plot(states, means, linestyle=dash, marker=marker, color=color, label=label, **hollow)
-    chance = 200 / recipe["vocab_size"]
-    axes.axhline(chance, color=COLORS["muted"], linewidth=1.2, linestyle=(0, (2, 2)))
-    axes.text(axes.get_xlim()[1], chance + 1, "guessing", ha="right", color=COLORS["muted"], fontsize=10.5)
+    for level, words in (
+        (200 / recipe["vocab_size"], "any value"),
+        (100 / recipe["pairs"][-1], "any value seen"),
+    ):
+        axes.axhline(level, color=COLORS["muted"], linewidth=1.2, linestyle=(0, (2, 2)), zorder=0)
+        axes.annotate(
+            words, (66, level), (0, 3), textcoords="offset points", color=COLORS["muted"], fontsize=10.5
+        )
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
     axes.set(
         xlabel="numbers remembered by the mixing layer",
         ylabel=f"recall of {recipe['pairs'][-1]} pairs, %",
-        ylim=(0, 107),
+        ylim=(0, 112),
+        yticks=range(0, 101, 20),
     )
     fig.legend(loc="outside lower center", ncols=2)
     return fig

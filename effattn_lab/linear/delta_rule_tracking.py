@@ -1,12 +1,12 @@
 """State tracking, trained: which mixers learn to count modulo two, or to follow three things being exchanged?
 
-``python -m effattn_lab.linear.delta_rule_tracking`` trains every mixer on both tasks with five seeds, at length 32, and
-asks them at lengths 32, 64 and 256; ``--write`` keeps the result where the book reads it. About six seconds of one
-core a model.
+``python -m effattn_lab.linear.delta_rule_tracking`` trains every mixer on both tasks with three seeds, at length 32,
+and asks them at lengths 32, 64 and 256; ``--write`` keeps the result where the book reads it. About six seconds of
+one core a model.
 
 The model is one block of :class:`~effattn_lab.models.tiny.TinyDecoder`: one mixer of width 32 with two heads, no
-convolutions, one MLP; nothing but the mixer differs. Source of the claim: Grazzi et al. 2025: a linear recurrence
-whose transitions have no negative eigenvalue cannot solve parity at every length, one with eigenvalues down to -1 can.
+convolutions, one MLP; nothing but the mixer differs. The claim is of Grazzi et al. 2025: a linear recurrence whose
+transitions have no negative eigenvalue cannot solve parity at every length, one with eigenvalues down to -1 can.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def train(
 ) -> list[float]:
     """Fit the model in place, fresh words in every step; returns the losses.
 
-    AdamW (weight decay 0.01), 20 steps of warm-up, then a straight line down to 2 % of ``lr``, gradients cut at norm 1.
+    AdamW (weight decay 0.01), 20 steps of warm-up, then a straight line down to 2 % of ``lr``; gradients cut at
+    norm 1.
     """
     check_positive_int("steps", steps)
     optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=0.01)
@@ -96,7 +97,7 @@ def last_answers(model: TinyDecoder, task: str, length: int, examples: int = 256
 def rows(
     tasks: Sequence[str] = TASKS,
     mixers: Sequence[str] = tuple(MIXERS),
-    seeds: int = 5,
+    seeds: int = 3,
     steps: int = 300,
 ) -> list[dict[str, Any]]:
     """One dict a task, mixer and seed: the loss at the end and the share of right last answers by length."""
@@ -145,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from effattn_lab.measure.xray import show
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--write", action="store_true", help=f"keep the rows in {RECORDED.name}")
     chosen = parser.parse_args(arguments)

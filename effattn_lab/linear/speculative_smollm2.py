@@ -86,20 +86,24 @@ def cost_ratio(draft: Draft, lm: SmolLM2) -> float:
     return draft.parameters_read() / sum(p.numel() for p in lm.model.parameters())
 
 
-def run(lm: SmolLM2, new_tokens: int = 96, sampled_tokens: int = 64, log: Any = None) -> list[dict[str, Any]]:
+def run(
+    lm: SmolLM2, new_tokens: int = 96, sampled_tokens: int = 64, log: Any = None
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, float]]]:
     """All rows of the experiment, see the module's head.
 
     Returns:
         one dict for each kind of text, draft, temperature and gamma: what :func:`speculative_decode.summary` gives,
-        ``by_depth`` (acceptance at each place, given the places before) and ``c``.
+        ``by_depth`` (acceptance at each place, given the places before) and ``c``; and for each kind of text
+        :func:`repetition` of its greedy texts.
     """
     say = (lambda *x: print(*x, file=log, flush=True)) if log else (lambda *x: None)
     made, asked, table = drafts(lm), prompts(lm), []
     say("drafts ready")
-    texts = iter(greedy_texts(lm, [prompt for given in asked.values() for prompt in given], new_tokens))
+    made_texts = iter(greedy_texts(lm, [prompt for given in asked.values() for prompt in given], new_tokens))
+    texts = {kind: [next(made_texts) for _ in given] for kind, given in asked.items()}
+    say("greedy texts ready")
     for kind, given in asked.items():
-        greedy = [next(texts) for _ in given]
-        say(kind, "greedy text ready")
+        greedy = texts[kind]
         for draft in made:
             live = speculate(lm.model, draft, given[0], 16, 4).tokens
             if live != greedy[0][:16]:
@@ -113,7 +117,7 @@ def run(lm: SmolLM2, new_tokens: int = 96, sampled_tokens: int = 64, log: Any = 
             ]
             table.append(_row(lm, draft, kind, 1.0, 4, runs))
             say(kind, draft.name, "done")
-    return table
+    return table, _repetitions(asked, texts)
 
 
 @torch.no_grad()
@@ -126,6 +130,33 @@ def greedy_texts(lm: SmolLM2, given: Sequence[list[int]], new_tokens: int) -> li
         new, cache = out.logits[:, -1].argmax(dim=-1, keepdim=True), out.past_key_values
         made.append(new)
     return [row.tolist() for row in torch.cat(made, dim=1)]
+
+
+def repetition(prompt: Sequence[int], text: Sequence[int], n: int = 4) -> tuple[float, float]:
+    """Shares of ``text``'s n-grams that occurred earlier in ``text``, and in ``prompt``: what lookup lives on."""
+    grams = [tuple(text[i : i + n]) for i in range(len(text) - n + 1)]
+    if not grams:
+        raise ValueError(f"text: expected at least n = {n} tokens, got {len(text)}")
+    before = {tuple(prompt[i : i + n]) for i in range(len(prompt) - n + 1)}
+    own = sum(gram in grams[:i] for i, gram in enumerate(grams))
+    return own / len(grams), sum(gram in before for gram in grams) / len(grams)
+
+
+def greedy_repetition() -> dict[str, dict[str, float]]:
+    """For each kind of text, mean :func:`repetition` of the recorded run's greedy texts: ``own`` and ``prompt``."""
+    found: dict[str, dict[str, float]] = json.loads(RECORD.read_text(encoding="utf-8"))["greedy"]
+    return found
+
+
+def _repetitions(
+    asked: dict[str, list[list[int]]], texts: dict[str, list[list[int]]]
+) -> dict[str, dict[str, float]]:
+    table = {}
+    for kind, given in asked.items():
+        pairs = [repetition(prompt, text) for prompt, text in zip(given, texts[kind])]
+        own, prompt = (sum(x) / len(pairs) for x in zip(*pairs))
+        table[kind] = {"own": round(own, 3), "prompt": round(prompt, 3)}
+    return table
 
 
 def _row(
@@ -169,13 +200,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sampled-tokens", type=int, default=64, help="tokens at temperature 1")
     parser.add_argument("--write", action="store_true", help=f"record the rows in {RECORD.name}")
     chosen = parser.parse_args(arguments)
-    table = run(smollm2.load(), chosen.new_tokens, chosen.sampled_tokens, log=sys.stderr)
+    table, repeated = run(smollm2.load(), chosen.new_tokens, chosen.sampled_tokens, log=sys.stderr)
     show([{k: v for k, v in row.items() if k != "by_depth"} for row in table])
     if chosen.write:
         about = {"model": "SmolLM2-135M-Instruct, float32", "torch": torch.__version__.split("+")[0],
                  "new_tokens": chosen.new_tokens, "sampled_tokens": chosen.sampled_tokens}  # fmt: skip
         lines = ",\n  ".join(json.dumps(row) for row in table)
-        RECORD.write_text(f'{{"about": {json.dumps(about)},\n "rows": [\n  {lines}\n]}}\n', encoding="utf-8")
+        head = f'{{"about": {json.dumps(about)},\n "greedy": {json.dumps(repeated)},\n'
+        RECORD.write_text(f'{head} "rows": [\n  {lines}\n]}}\n', encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Our delta-rule kernels beside those of flash-linear-attention, compiled in one run by one compiler.
 
-``python -m effattn_lab.measure.delta_rule_peers --gpu A100,H100``. Needs fla-core (extra ``peers``) and no GPU.
+``python -m effattn_lab.measure.delta_rule_peers --gpu A100,H100``. Needs fla-core (extra ``peers``) and no GPU. With
+``--write`` the rows are kept for the book, with the versions that made them.
 
 The operation is the forward pass at chunk 64, with or without the gate. fla takes four kernels: the inverse of the
 triangular matrix, W and U from it, states, outputs (and one more to sum the gate, left out here). Ours takes three:
@@ -18,12 +19,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import os
 import subprocess
 import sys
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +56,7 @@ PEERS: dict[str, tuple[tuple[str, str, tuple[tuple[int, int, int], ...]], ...]] 
     ),
     "outputs": (("common.chunk_o", "chunk_fwd_kernel_o", ((64, 64, 4), (32, 32, 2))),),
 }
+RECORDED = Path(__file__).with_suffix(".json")
 SUBSTITUTION = {"ours": 15, "fla": 14}
 
 
@@ -221,6 +225,12 @@ class _Compiler(_Worker):
         self._folder.cleanup()
 
 
+def recorded() -> dict[str, Any]:
+    """The last run with ``--write``: versions and rows."""
+    found: dict[str, Any] = json.loads(RECORDED.read_text())
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -228,8 +238,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--head-dim", type=int, default=64)
     parser.add_argument("--dtype", default="bf16")
     parser.add_argument("--no-gate", action="store_true")
+    parser.add_argument("--write", action="store_true", help=f"keep the rows in {RECORDED.name}")
     chosen = parser.parse_args(arguments)
-    show(rows(chosen.gpu, chosen.head_dim, chosen.dtype, not chosen.no_gate))
+    table = rows(chosen.gpu, chosen.head_dim, chosen.dtype, not chosen.no_gate)
+    show(table)
+    if chosen.write:
+        versions = {name: version(name) for name in ("triton", "fla-core")}
+        RECORDED.write_text(json.dumps({"versions": versions, "rows": table}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

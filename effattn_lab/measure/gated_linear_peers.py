@@ -14,8 +14,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.metadata
+import json
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from effattn_lab.measure._carry import carry, unwrap
@@ -135,14 +138,29 @@ def _theirs(
     return found
 
 
+def recorded() -> dict[str, Any]:
+    """The table that the book shows, with its ``versions``. Compiling it takes minutes, so it is kept as a file.
+
+    A test compiles part of it again.
+    """
+    found: dict[str, Any] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--gpu", default="A100,H100")
     parser.add_argument("--head-dim", type=int, default=64)
     parser.add_argument("--dtype", default="bf16")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to a file, for `recorded`")
     chosen = parser.parse_args(arguments)
-    show(rows(chosen.gpu, chosen.head_dim, chosen.dtype))
+    table = rows(chosen.gpu, chosen.head_dim, chosen.dtype)
+    if chosen.json:
+        versions = {name: importlib.metadata.version(name) for name in ("triton", "fla-core")}
+        record = {"head_dim": chosen.head_dim, "dtype": chosen.dtype, "versions": versions, "rows": table}
+        chosen.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    show(table)
 
 
 if __name__ == "__main__":

@@ -243,6 +243,36 @@ def _delta_rule_transform_kernel(
 
 
 @triton.jit
+def _begin(
+    ptr, pair, cols, offs_v, K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
+    INITIAL: tl.constexpr,
+):  # fmt: skip
+    """A block of the state before the first token; rows past K are zeros, and stay so."""
+    s = tl.zeros([BLOCK_K, BLOCK_V], tl.float32)
+    if INITIAL:
+        ptrs = ptr + pair * (K * V) + (cols[:, None] * V + offs_v[None, :])
+        s += tl.load(ptrs, mask=(cols[:, None] < K) & (offs_v[None, :] < V), other=0.0)
+    return s
+
+
+@triton.jit
+def _ask(
+    states_ptr, border, w_ptr, s, first, rows, seqlen, cols, offs_v,
+    K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, element: tl.constexpr,
+):  # fmt: skip
+    """Store a block of the state at a border, and return its part of ``W S``."""
+    rounded = cast(s, element)
+    store_state(states_ptr, rounded, border, cols, offs_v, K, V)
+    ptrs = w_ptr + tl.cast(first, tl.int64) * K + (rows[:, None] * K + cols[None, :])
+    here = first + rows < seqlen
+    if K % BLOCK_K == 0:
+        w = tl.load(ptrs, mask=here[:, None], other=0.0)
+    else:
+        w = tl.load(ptrs, mask=here[:, None] & (cols[None, :] < K), other=0.0)
+    return dot(w, rounded)
+
+
+@triton.jit
 def _delta_rule_states_kernel(
     k_ptr, w_ptr, u_ptr, prefix_ptr, suffix_ptr, x_ptr, states_ptr, s0_ptr, sT_ptr,
     stride_kb, stride_kh, stride_kn, stride_kd,
@@ -252,7 +282,8 @@ def _delta_rule_states_kernel(
 ):  # fmt: skip
     """What each token writes, and the state at every border. Grid: (tiles of V, batch * key heads).
 
-    A program walks all chunks. ``X = U - W S`` sums over all of K, so it holds all rows: BLOCK_K is at least K.
+    A program walks all chunks. ``X = U - W S`` sums over all of K, so it holds all rows of its columns, in up to four
+    blocks of BLOCK_K: without matrix cores a thread keeps a row of each operand of a product, and 128 are too many.
     """
     pid_v = tl.program_id(0)
     pair = tl.program_id(1).to(tl.int64)
@@ -265,28 +296,56 @@ def _delta_rule_states_kernel(
     x_ptr += pair * seqlen * V
     states_ptr += pair * num_chunks * (K * V)
     rows = tl.arange(0, CHUNK)
-    offs_k = tl.arange(0, BLOCK_K)
+    cols0 = tl.arange(0, BLOCK_K)
+    cols1, cols2, cols3 = cols0 + BLOCK_K, cols0 + 2 * BLOCK_K, cols0 + 3 * BLOCK_K
     offs_v = pid_v * BLOCK_V + tl.arange(0, BLOCK_V)
+    element = k_ptr.dtype.element_ty
 
-    s = tl.zeros([BLOCK_K, BLOCK_V], tl.float32)
-    if INITIAL:
-        s += load_state(s0_ptr, pair, offs_k, offs_v, K, V, BLOCK_K, BLOCK_V)
+    s0 = _begin(s0_ptr, pair, cols0, offs_v, K, V, BLOCK_K, BLOCK_V, INITIAL)
+    if K > BLOCK_K:
+        s1 = _begin(s0_ptr, pair, cols1, offs_v, K, V, BLOCK_K, BLOCK_V, INITIAL)
+    if K > 2 * BLOCK_K:
+        s2 = _begin(s0_ptr, pair, cols2, offs_v, K, V, BLOCK_K, BLOCK_V, INITIAL)
+        s3 = _begin(s0_ptr, pair, cols3, offs_v, K, V, BLOCK_K, BLOCK_V, INITIAL)
     for c in range(0, num_chunks):
         first = c * CHUNK
-        rounded = cast(s, k_ptr.dtype.element_ty)
-        store_state(states_ptr, rounded, c, offs_k, offs_v, K, V)
-        w = load_rows(w_ptr, first, rows, seqlen, K, offs_k, 1, K, BLOCK_K)
         u = load_rows(u_ptr, first, rows, seqlen, V, offs_v, 1, V, BLOCK_V)
-        x = u.to(tl.float32) - dot(w, rounded)  # [CHUNK, BLOCK_V]
+        x = u.to(tl.float32)  # [CHUNK, BLOCK_V]
+        x -= _ask(states_ptr, c, w_ptr, s0, first, rows, seqlen, cols0, offs_v, K, V, BLOCK_K, element)
+        if K > BLOCK_K:
+            x -= _ask(states_ptr, c, w_ptr, s1, first, rows, seqlen, cols1, offs_v, K, V, BLOCK_K, element)
+        if K > 2 * BLOCK_K:
+            x -= _ask(states_ptr, c, w_ptr, s2, first, rows, seqlen, cols2, offs_v, K, V, BLOCK_K, element)
+            x -= _ask(states_ptr, c, w_ptr, s3, first, rows, seqlen, cols3, offs_v, K, V, BLOCK_K, element)
         store_rows(x_ptr, x, first, rows, seqlen, offs_v, V)
         if GATED:
             kept = tl.load(suffix_ptr + first + rows, mask=first + rows < seqlen, other=0.0)
             x *= tl.exp2(kept)[:, None]  # what the chunk's end still has of each write
-            s *= tl.exp2(tl.load(prefix_ptr + tl.minimum(first + CHUNK, seqlen) - 1))
-        k = load_rows(k_ptr, first, rows, seqlen, stride_kn, offs_k, stride_kd, K, BLOCK_K)
-        s += dot(tl.trans(k), cast(x, k.dtype))
+            decay = tl.exp2(tl.load(prefix_ptr + tl.minimum(first + CHUNK, seqlen) - 1))
+            s0 *= decay
+            if K > BLOCK_K:
+                s1 *= decay
+            if K > 2 * BLOCK_K:
+                s2 *= decay
+                s3 *= decay
+        x = cast(x, element)
+        k = load_rows(k_ptr, first, rows, seqlen, stride_kn, cols0, stride_kd, K, BLOCK_K)
+        s0 += dot(tl.trans(k), x)
+        if K > BLOCK_K:
+            k = load_rows(k_ptr, first, rows, seqlen, stride_kn, cols1, stride_kd, K, BLOCK_K)
+            s1 += dot(tl.trans(k), x)
+        if K > 2 * BLOCK_K:
+            k = load_rows(k_ptr, first, rows, seqlen, stride_kn, cols2, stride_kd, K, BLOCK_K)
+            s2 += dot(tl.trans(k), x)
+            k = load_rows(k_ptr, first, rows, seqlen, stride_kn, cols3, stride_kd, K, BLOCK_K)
+            s3 += dot(tl.trans(k), x)
     if FINAL:
-        store_state(sT_ptr, s, pair, offs_k, offs_v, K, V)
+        store_state(sT_ptr, s0, pair, cols0, offs_v, K, V)
+        if K > BLOCK_K:
+            store_state(sT_ptr, s1, pair, cols1, offs_v, K, V)
+        if K > 2 * BLOCK_K:
+            store_state(sT_ptr, s2, pair, cols2, offs_v, K, V)
+            store_state(sT_ptr, s3, pair, cols3, offs_v, K, V)
 
 
 @triton.jit

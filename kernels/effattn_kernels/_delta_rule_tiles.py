@@ -15,7 +15,7 @@ from ._tiles import nearest
 
 
 class Tiles(NamedTuple):
-    """One tile a kernel; the chunk is the same in all. ``states`` holds all of K: its ``block_k`` is K, padded."""
+    """One tile a kernel; the chunk is the same in all. ``states`` holds all of K, in up to four blocks."""
 
     transform: Tile
     states: Tile
@@ -35,21 +35,21 @@ def _row(chunk: int, *tiles: tuple[int, int, int, int]) -> Tiles:
 # 6000). B200 multiplies 64 x 64 tiles with four warps through tensor memory, which doubles the instructions.
 _FP32 = {
     64: _row(32, (32, 32, 4, 1), (64, 16, 4, 1), (32, 32, 4, 1)),
-    256: _row(32, (32, 32, 4, 1), (256, 16, 8, 1), (32, 32, 4, 1)),
+    256: _row(32, (32, 32, 4, 1), (64, 16, 4, 1), (32, 32, 4, 1)),
 }
 _LARGE = {
     128: _row(64, (32, 64, 1, 1), (128, 32, 4, 2), (64, 64, 4, 2)),
-    256: _row(64, (32, 64, 1, 1), (256, 16, 4, 1), (64, 64, 4, 2)),
+    256: _row(64, (32, 64, 1, 1), (64, 32, 4, 1), (64, 64, 4, 2)),
 }
 _SMALL = _row(64, (32, 64, 1, 1), (64, 64, 4, 2), (64, 64, 2, 2))
 _MATRIX_CORES = {
     64: _row(64, (32, 64, 1, 1), (64, 64, 4, 1), (64, 64, 4, 1)),
     128: _row(64, (32, 64, 1, 1), (128, 32, 4, 1), (64, 64, 4, 1)),
-    256: _row(64, (32, 64, 1, 1), (256, 16, 4, 1), (64, 64, 4, 1)),
+    256: _row(64, (32, 64, 1, 1), (64, 32, 4, 1), (64, 64, 4, 1)),
 }
 TABLE: dict[tuple[str, int], dict[int, Tiles]] = {
-    ("interpreter", 2): {256: _row(32, (64, 64, 4, 1), (256, 64, 4, 1), (64, 64, 4, 1))},
-    ("interpreter", 4): {256: _row(32, (64, 64, 4, 1), (256, 64, 4, 1), (64, 64, 4, 1))},
+    ("interpreter", 2): {256: _row(32, (64, 64, 4, 1), (64, 64, 4, 1), (64, 64, 4, 1))},
+    ("interpreter", 4): {256: _row(32, (64, 64, 4, 1), (64, 64, 4, 1), (64, 64, 4, 1))},
     ("sm75", 2): _FP32,  # no tensor cores since Triton 3.3: the path of fp32
     ("sm75", 4): _FP32,
     ("sm80", 2): {64: _SMALL, **_LARGE},
@@ -73,7 +73,7 @@ TABLE: dict[tuple[str, int], dict[int, Tiles]] = {
 # at head dim 60 the transform with one warp spills 48 bytes a thread on an A100.
 UNALIGNED = {
     64: _row(64, (32, 64, 2, 1), (64, 64, 4, 2), (64, 64, 4, 2)),
-    256: _row(64, (32, 64, 2, 1), (256, 16, 8, 1), (64, 64, 8, 2)),
+    256: _row(64, (32, 64, 2, 1), (64, 32, 8, 1), (64, 64, 8, 2)),
 }
 
 

@@ -10,7 +10,7 @@ With ``R_i = scale / (denominator_i + eps)`` and ``delta_i = dO_i . O_i`` (witho
 ``D = sum R_i q_i dO_i^T`` and ``d = sum R_i delta_i q_i`` run over the queries of all *later* chunks: the gradients
 of the states, found in one pass from the end. Border ``c`` of D holds the queries from chunk c on.
 
-PLAIN (no normaliser, no gradient through the final state): R is the number ``scale`` everywhere, so D is summed
+PLAIN (lean, and no gradient through the final state): R is the number ``scale`` everywhere, so D is summed
 without it and its readers multiply once, at their end. Products then add into one accumulator.
 """
 
@@ -24,11 +24,11 @@ from ._linear_attention_fwd import load_rows, load_state, store_rows, store_stat
 
 
 @triton.jit
-def row_factors(r_ptr, first, rows, seqlen, scale, NORMALIZE: tl.constexpr):
+def row_factors(r_ptr, first, rows, seqlen, scale, NORMALIZE: tl.constexpr, PLAIN: tl.constexpr):
     """R of a chunk as ``(relative [CHUNK], at most 1, size)``, ``R = relative * size``.
 
     R falls like 1 / position. As such it would leave fp16's range in a long sequence; the relative part keeps in it.
-    Without the normaliser it is 1 for rows that do not exist, too: their queries and gradients are zeros.
+    PLAIN: 1 for rows that do not exist, too: their queries and gradients are zeros.
     """
     here = (first + rows >= 0) & (first + rows < seqlen)
     if NORMALIZE:
@@ -37,7 +37,10 @@ def row_factors(r_ptr, first, rows, seqlen, scale, NORMALIZE: tl.constexpr):
         size = tl.where(size == 0.0, 1.0, size)
         relative = r / size
     else:
-        relative = tl.full(rows.shape, 1.0, tl.float32)
+        if PLAIN:  # noqa: SIM108 (the compiler knows)
+            relative = tl.full(rows.shape, 1.0, tl.float32)
+        else:
+            relative = tl.where(here, 1.0, 0.0)
         size = scale
     return relative, size
 
@@ -64,15 +67,15 @@ def _linear_attention_delta_kernel(
 @triton.jit
 def _store_border(
     dstates_ptr, dweight_ptr, dz_ptr, d, z, weight, border, pid_k, pid_v, offs_k, offs_v,
-    K: tl.constexpr, V: tl.constexpr, TRACK_Z: tl.constexpr, SCALED: tl.constexpr, WHOLE: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, TRACK_Z: tl.constexpr, SCALED: tl.constexpr, LEAN: tl.constexpr,
 ):  # fmt: skip
     """D in the dtype of the inputs (SCALED: as a mean, see the forward) and d in fp32."""
     if SCALED:
         weight = tl.where(weight == 0.0, 1.0, weight)
-        store_state(dstates_ptr, d / weight, border, offs_k, offs_v, K, V, WHOLE)
+        store_state(dstates_ptr, d / weight, border, offs_k, offs_v, K, V, LEAN)
         tl.store(dweight_ptr + border, weight, mask=(pid_v == 0) & (pid_k == 0))
     else:
-        store_state(dstates_ptr, d, border, offs_k, offs_v, K, V, WHOLE)
+        store_state(dstates_ptr, d, border, offs_k, offs_v, K, V, LEAN)
     if TRACK_Z:
         tl.store(dz_ptr + border * K + offs_k, z, mask=(offs_k < K) & (pid_v == 0))
 
@@ -86,7 +89,7 @@ def _linear_attention_dstates_kernel(
     num_kv_heads, seqlen_q, num_chunks, num_borders,
     K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, CHUNK: tl.constexpr,
     GROUPS: tl.constexpr, CAUSAL: tl.constexpr, NORMALIZE: tl.constexpr, TRACK_Z: tl.constexpr,
-    SCALED: tl.constexpr, INITIAL: tl.constexpr, FINAL: tl.constexpr, PLAIN: tl.constexpr,
+    SCALED: tl.constexpr, INITIAL: tl.constexpr, FINAL: tl.constexpr, PLAIN: tl.constexpr, LEAN: tl.constexpr,
 ):  # fmt: skip
     """D and d at every border, from the end. Grid: (tiles of V, tiles of K, batch * key heads).
 
@@ -108,7 +111,6 @@ def _linear_attention_dstates_kernel(
     offs_k = pid_k * BLOCK_K + tl.arange(0, BLOCK_K)
     offs_v = pid_v * BLOCK_V + tl.arange(0, BLOCK_V)
     keep_z = (offs_k < K) & (pid_v == 0)
-    WHOLE: tl.constexpr = (K % BLOCK_K == 0) & (V % BLOCK_V == 0)
 
     d = tl.zeros([BLOCK_K, BLOCK_V], tl.float32)
     z = tl.zeros([BLOCK_K], tl.float32)
@@ -122,25 +124,14 @@ def _linear_attention_dstates_kernel(
         if CAUSAL:
             _store_border(
                 dstates_ptr, dweight_ptr, dz_ptr, d, z, weight, chunk + 1, pid_k, pid_v, offs_k, offs_v,
-                K, V, TRACK_Z, SCALED, WHOLE)  # fmt: skip
+                K, V, TRACK_Z, SCALED, LEAN)  # fmt: skip
         first = chunk * CHUNK
         for g in range(0, GROUPS):
-            relative, size = row_factors(r_ptr + g * seqlen_q, first, rows, seqlen_q, scale, NORMALIZE)
-            q = load_rows(
-                q_ptr + g * stride_qh, first, rows, seqlen_q, stride_qn, offs_k, stride_qd, K, BLOCK_K, False
-            )
-            do = load_rows(
-                do_ptr + g * stride_doh,
-                first,
-                rows,
-                seqlen_q,
-                stride_don,
-                offs_v,
-                stride_dod,
-                V,
-                BLOCK_V,
-                False,
-            )
+            relative, size = row_factors(r_ptr + g * seqlen_q, first, rows, seqlen_q, scale, NORMALIZE, PLAIN)
+            q_head = q_ptr + g * stride_qh
+            q = load_rows(q_head, first, rows, seqlen_q, stride_qn, offs_k, stride_qd, K, BLOCK_K, LEAN)
+            do_head = do_ptr + g * stride_doh
+            do = load_rows(do_head, first, rows, seqlen_q, stride_don, offs_v, stride_dod, V, BLOCK_V, LEAN)
             if NORMALIZE:
                 delta = tl.load(
                     delta_ptr + g * seqlen_q + first + rows, mask=first + rows < seqlen_q, other=0.0
@@ -156,7 +147,7 @@ def _linear_attention_dstates_kernel(
                     weight += tl.sum(tl.abs(relative), 0) * tl.abs(size)
     _store_border(
         dstates_ptr, dweight_ptr, dz_ptr, d, z, weight, 0, pid_k, pid_v, offs_k, offs_v, K, V, TRACK_Z, SCALED,
-        WHOLE,
+        LEAN,
     )  # fmt: skip
     if INITIAL:
         if PLAIN:
@@ -176,7 +167,7 @@ def _linear_attention_dqdk_kernel(
     num_kv_heads, seqlen_q, seqlen_k, offset, num_early, num_borders, num_dborders,
     K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, CHUNK: tl.constexpr,
     GROUPS: tl.constexpr, CAUSAL: tl.constexpr, NORMALIZE: tl.constexpr, TRACK_Z: tl.constexpr,
-    SCALED: tl.constexpr, BEFORE: tl.constexpr, PLAIN: tl.constexpr,
+    SCALED: tl.constexpr, LEAN: tl.constexpr, PLAIN: tl.constexpr,
 ):  # fmt: skip
     """dQ and dK, which share ``dO V^T``. Grid: (early and other chunks, tiles of K, batch * key heads)."""
     chunk = tl.program_id(0) - num_early
@@ -203,19 +194,9 @@ def _linear_attention_dqdk_kernel(
         p = tl.zeros([CHUNK, CHUNK], tl.float32)
         for start_v in range(0, V, BLOCK_V):
             offs_v = start_v + tl.arange(0, BLOCK_V)
-            v = load_rows(v_ptr, first_k, rows, seqlen_k, stride_vn, offs_v, stride_vd, V, BLOCK_V, BEFORE)
-            do = load_rows(
-                do_ptr + g * stride_doh,
-                first_q,
-                rows,
-                seqlen_q,
-                stride_don,
-                offs_v,
-                stride_dod,
-                V,
-                BLOCK_V,
-                BEFORE,
-            )
+            v = load_rows(v_ptr, first_k, rows, seqlen_k, stride_vn, offs_v, stride_vd, V, BLOCK_V, LEAN)
+            do_head = do_ptr + g * stride_doh
+            do = load_rows(do_head, first_q, rows, seqlen_q, stride_don, offs_v, stride_dod, V, BLOCK_V, LEAN)
             if CAUSAL:
                 p += dot(do, tl.trans(v))  # [queries, keys]
             s = load_state(states_ptr, border, offs_k, offs_v, K, V, BLOCK_K, BLOCK_V)
@@ -231,7 +212,9 @@ def _linear_attention_dqdk_kernel(
             if g == 0:
                 dz_ptrs = dz_ptr + (pair * num_dborders + dborder) * K + offs_k
                 dk -= tl.load(dz_ptrs, mask=offs_k < K, other=0.0)[None, :]
-        relative, size = row_factors(r_ptr + head * seqlen_q, first_q, rows, seqlen_q, scale, NORMALIZE)
+        relative, size = row_factors(
+            r_ptr + head * seqlen_q, first_q, rows, seqlen_q, scale, NORMALIZE, PLAIN
+        )
         if NORMALIZE:
             here = (first_q + rows >= 0) & (first_q + rows < seqlen_q)
             delta = tl.load(delta_ptr + head * seqlen_q + first_q + rows, mask=here, other=0.0)
@@ -240,20 +223,10 @@ def _linear_attention_dqdk_kernel(
             p -= delta[:, None]
         if CAUSAL:
             p = tl.where(rows[:, None] >= rows[None, :], p, 0.0)
-            k = load_rows(k_ptr, first_k, rows, seqlen_k, stride_kn, offs_k, stride_kd, K, BLOCK_K, BEFORE)
+            k = load_rows(k_ptr, first_k, rows, seqlen_k, stride_kn, offs_k, stride_kd, K, BLOCK_K, LEAN)
             dq += dot(cast(p, k.dtype), k)
-            q = load_rows(
-                q_ptr + g * stride_qh,
-                first_q,
-                rows,
-                seqlen_q,
-                stride_qn,
-                offs_k,
-                stride_qd,
-                K,
-                BLOCK_K,
-                BEFORE,
-            )
+            q_head = q_ptr + g * stride_qh
+            q = load_rows(q_head, first_q, rows, seqlen_q, stride_qn, offs_k, stride_qd, K, BLOCK_K, LEAN)
             if PLAIN:
                 dk += dot(tl.trans(cast(p, q.dtype)), q)
             else:
@@ -262,12 +235,10 @@ def _linear_attention_dqdk_kernel(
             dq *= scale
         else:
             dq *= (relative * size)[:, None]
-        store_rows(
-            dq_ptr + head * seqlen_q * K, dq, first_q, rows, seqlen_q, offs_k, K, BEFORE, K % BLOCK_K == 0
-        )
+        store_rows(dq_ptr + head * seqlen_q * K, dq, first_q, rows, seqlen_q, offs_k, K, LEAN)
     if PLAIN:
         dk *= scale
-    store_rows(dk_ptr + pair * seqlen_k * K, dk, first_k, rows, seqlen_k, offs_k, K, BEFORE, K % BLOCK_K == 0)
+    store_rows(dk_ptr + pair * seqlen_k * K, dk, first_k, rows, seqlen_k, offs_k, K, LEAN)
 
 
 @triton.jit
@@ -279,7 +250,7 @@ def _linear_attention_dv_kernel(
     num_kv_heads, seqlen_q, seqlen_k, offset, num_early, num_dborders,
     K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, CHUNK: tl.constexpr,
     GROUPS: tl.constexpr, CAUSAL: tl.constexpr, NORMALIZE: tl.constexpr, SCALED: tl.constexpr,
-    BEFORE: tl.constexpr, PLAIN: tl.constexpr,
+    LEAN: tl.constexpr, PLAIN: tl.constexpr,
 ):  # fmt: skip
     """dV. Scores are kept transposed, ``[keys, queries]``, as their product with dO wants them."""
     chunk = tl.program_id(0) - num_early
@@ -298,7 +269,7 @@ def _linear_attention_dv_kernel(
     dv = tl.zeros([CHUNK, BLOCK_V], tl.float32)
     for start_k in range(0, K, BLOCK_K):
         offs_k = start_k + tl.arange(0, BLOCK_K)
-        k = load_rows(k_ptr, first_k, rows, seqlen_k, stride_kn, offs_k, stride_kd, K, BLOCK_K, BEFORE)
+        k = load_rows(k_ptr, first_k, rows, seqlen_k, stride_kn, offs_k, stride_kd, K, BLOCK_K, LEAN)
         d = load_state(dstates_ptr, dborder, offs_k, offs_v, K, V, BLOCK_K, BLOCK_V)
         dv += dot(k, d)
     if SCALED:
@@ -308,36 +279,14 @@ def _linear_attention_dv_kernel(
             a = tl.zeros([CHUNK, CHUNK], tl.float32)
             for start_k in range(0, K, BLOCK_K):
                 offs_k = start_k + tl.arange(0, BLOCK_K)
-                k = load_rows(
-                    k_ptr, first_k, rows, seqlen_k, stride_kn, offs_k, stride_kd, K, BLOCK_K, BEFORE
-                )
-                q = load_rows(
-                    q_ptr + g * stride_qh,
-                    first_q,
-                    rows,
-                    seqlen_q,
-                    stride_qn,
-                    offs_k,
-                    stride_qd,
-                    K,
-                    BLOCK_K,
-                    BEFORE,
-                )
+                k = load_rows(k_ptr, first_k, rows, seqlen_k, stride_kn, offs_k, stride_kd, K, BLOCK_K, LEAN)
+                q_head = q_ptr + g * stride_qh
+                q = load_rows(q_head, first_q, rows, seqlen_q, stride_qn, offs_k, stride_qd, K, BLOCK_K, LEAN)
                 a += dot(k, tl.trans(q))
             r_base = r_ptr + (pair * GROUPS + g) * seqlen_q
-            relative, size = row_factors(r_base, first_q, rows, seqlen_q, scale, NORMALIZE)
-            do = load_rows(
-                do_ptr + g * stride_doh,
-                first_q,
-                rows,
-                seqlen_q,
-                stride_don,
-                offs_v,
-                stride_dod,
-                V,
-                BLOCK_V,
-                BEFORE,
-            )
+            relative, size = row_factors(r_base, first_q, rows, seqlen_q, scale, NORMALIZE, PLAIN)
+            do_head = do_ptr + g * stride_doh
+            do = load_rows(do_head, first_q, rows, seqlen_q, stride_don, offs_v, stride_dod, V, BLOCK_V, LEAN)
             a = tl.where(rows[None, :] >= rows[:, None], a * relative[None, :], 0.0)
             if PLAIN:
                 dv += dot(cast(a, do.dtype), do)
@@ -345,4 +294,4 @@ def _linear_attention_dv_kernel(
                 dv += dot(cast(a, do.dtype), do) * size
     if PLAIN:
         dv *= scale
-    store_rows(dv_ptr + pair * seqlen_k * V, dv, first_k, rows, seqlen_k, offs_v, V, BEFORE, V % BLOCK_V == 0)
+    store_rows(dv_ptr + pair * seqlen_k * V, dv, first_k, rows, seqlen_k, offs_v, V, LEAN)

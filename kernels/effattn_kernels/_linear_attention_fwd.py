@@ -17,16 +17,16 @@ from ._common import cast, dot
 @triton.jit
 def load_rows(
     ptr, first, rows, seqlen, stride_n, cols, stride_d, DIM: tl.constexpr, BLOCK: tl.constexpr,
-    BEFORE: tl.constexpr = True,
+    LEAN: tl.constexpr = False,
 ):  # fmt: skip
     """Rows ``first + rows`` and columns ``cols`` of a ``[seqlen, DIM]`` matrix; 0 where there is none.
 
-    BEFORE: can ``first`` be negative? A check that cannot fail is not compiled in.
+    LEAN: ``first`` is never negative; a check that cannot fail is not compiled in.
     """
     # The base moves in int64, as a scalar; offsets inside the tile are small and stay int32.
     ptrs = ptr + tl.cast(first, tl.int64) * stride_n + (rows[:, None] * stride_n + cols[None, :] * stride_d)
     here = first + rows < seqlen
-    if BEFORE:
+    if not LEAN:
         here = here & (first + rows >= 0)
     if DIM % BLOCK == 0:
         tile = tl.load(ptrs, mask=here[:, None], other=0.0)
@@ -38,18 +38,16 @@ def load_rows(
 @triton.jit
 def store_rows(
     ptr, tile, first, rows, seqlen, cols, DIM: tl.constexpr,
-    BEFORE: tl.constexpr = True, WHOLE: tl.constexpr = False,
+    LEAN: tl.constexpr = False,
 ):  # fmt: skip
     """The existing part of a tile, into a contiguous ``[seqlen, DIM]`` matrix, in the pointer's dtype.
 
-    BEFORE: as in `load_rows`. WHOLE: the columns do not overrun DIM.
+    LEAN: ``first`` is never negative, and the columns do not overrun DIM.
     """
     ptrs = ptr + tl.cast(first, tl.int64) * DIM + (rows[:, None] * DIM + cols[None, :])
     here = (first + rows < seqlen)[:, None]
-    if BEFORE:
-        here = here & (first + rows >= 0)[:, None]
-    if not WHOLE:
-        here = here & (cols[None, :] < DIM)
+    if not LEAN:
+        here = ((first + rows >= 0) & (first + rows < seqlen))[:, None] & (cols[None, :] < DIM)
     tl.store(ptrs, cast(tile, ptr.dtype.element_ty), mask=here)
 
 
@@ -68,11 +66,11 @@ def load_state(
 
 @triton.jit
 def store_state(
-    ptr, tile, border, offs_k, offs_v, K: tl.constexpr, V: tl.constexpr, WHOLE: tl.constexpr = False
+    ptr, tile, border, offs_k, offs_v, K: tl.constexpr, V: tl.constexpr, LEAN: tl.constexpr = False
 ):  # fmt: skip
-    """A tile of the state, in the pointer's dtype. WHOLE: it does not overrun K or V."""
+    """A tile of the state, in the pointer's dtype. LEAN: it does not overrun K or V."""
     ptrs = ptr + tl.cast(border, tl.int64) * (K * V) + (offs_k[:, None] * V + offs_v[None, :])
-    if WHOLE:
+    if LEAN:
         tl.store(ptrs, cast(tile, ptr.dtype.element_ty))
     else:
         tl.store(ptrs, cast(tile, ptr.dtype.element_ty), mask=(offs_k[:, None] < K) & (offs_v[None, :] < V))
@@ -86,7 +84,7 @@ def _linear_attention_states_kernel(
     stride_vb, stride_vh, stride_vn, stride_vd,
     num_heads, seqlen_k, offset, num_early, num_chunks,
     K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, CHUNK: tl.constexpr,
-    EARLY: tl.constexpr, BEFORE: tl.constexpr, TRACK_Z: tl.constexpr, SCALED: tl.constexpr,
+    EARLY: tl.constexpr, LEAN: tl.constexpr, TRACK_Z: tl.constexpr, SCALED: tl.constexpr,
     INITIAL: tl.constexpr, FINAL: tl.constexpr,
 ):  # fmt: skip
     """State and key sum at every border. Grid: (tiles of V, tiles of K, batch * key heads); each walks all chunks.
@@ -108,7 +106,6 @@ def _linear_attention_states_kernel(
     offs_k = pid_k * BLOCK_K + tl.arange(0, BLOCK_K)
     offs_v = pid_v * BLOCK_V + tl.arange(0, BLOCK_V)
     keep_z = (offs_k < K) & (pid_v == 0)  # one tile of V writes the key sums
-    WHOLE: tl.constexpr = (K % BLOCK_K == 0) & (V % BLOCK_V == 0)
 
     s = tl.zeros([BLOCK_K, BLOCK_V], tl.float32)
     z = tl.zeros([BLOCK_K], tl.float32)
@@ -129,12 +126,12 @@ def _linear_attention_states_kernel(
         first = offset + c * CHUNK
         if SCALED:
             weight = tl.maximum(first, 1).to(tl.float32) + size  # never less than the keys behind the border
-            store_state(states_ptr, s / weight, c, offs_k, offs_v, K, V, WHOLE)
+            store_state(states_ptr, s / weight, c, offs_k, offs_v, K, V)
             tl.store(weight_ptr + c, weight, mask=(pid_v == 0) & (pid_k == 0))
         else:
-            store_state(states_ptr, s, c, offs_k, offs_v, K, V, WHOLE)
-        k = load_rows(k_ptr, first, rows, seqlen_k, stride_kn, offs_k, stride_kd, K, BLOCK_K, BEFORE)
-        v = load_rows(v_ptr, first, rows, seqlen_k, stride_vn, offs_v, stride_vd, V, BLOCK_V, BEFORE)
+            store_state(states_ptr, s, c, offs_k, offs_v, K, V, LEAN)
+        k = load_rows(k_ptr, first, rows, seqlen_k, stride_kn, offs_k, stride_kd, K, BLOCK_K, LEAN)
+        v = load_rows(v_ptr, first, rows, seqlen_k, stride_vn, offs_v, stride_vd, V, BLOCK_V, LEAN)
         s += dot(tl.trans(k), v)  # [BLOCK_K, BLOCK_V]
         if TRACK_Z:
             tl.store(z_ptr + c * K + offs_k, z, mask=keep_z)
@@ -152,7 +149,7 @@ def _linear_attention_outputs_kernel(
     stride_vb, stride_vh, stride_vn, stride_vd,
     num_heads, groups, seqlen_q, seqlen_k, offset, num_borders,
     K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, CHUNK: tl.constexpr,
-    CAUSAL: tl.constexpr, NORMALIZE: tl.constexpr, SCALED: tl.constexpr, BEFORE: tl.constexpr,
+    CAUSAL: tl.constexpr, NORMALIZE: tl.constexpr, SCALED: tl.constexpr, LEAN: tl.constexpr,
 ):  # fmt: skip
     """``O = (Q S + tril(Q K^T) V) / (Q z + rowsum tril(Q K^T) + eps)``. Grid: (chunks, tiles of V, batch * heads)."""
     chunk = tl.program_id(0)
@@ -176,20 +173,20 @@ def _linear_attention_outputs_kernel(
     den = tl.zeros([CHUNK], tl.float32)
     for start_k in range(0, K, BLOCK_K):
         offs_k = start_k + tl.arange(0, BLOCK_K)
-        q = load_rows(q_ptr, first_q, rows, seqlen_q, stride_qn, offs_k, stride_qd, K, BLOCK_K, False)
+        q = load_rows(q_ptr, first_q, rows, seqlen_q, stride_qn, offs_k, stride_qd, K, BLOCK_K, LEAN)
         s = load_state(states_ptr, border, offs_k, offs_v, K, V, BLOCK_K, BLOCK_V)
         acc += dot(q, s)  # [CHUNK, BLOCK_V]
         if NORMALIZE:
             z = tl.load(z_ptr + border * K + offs_k, mask=offs_k < K, other=0.0)
             den += tl.sum(q.to(tl.float32) * z[None, :], 1)
         if CAUSAL:
-            k = load_rows(k_ptr, first_k, rows, seqlen_k, stride_kn, offs_k, stride_kd, K, BLOCK_K, BEFORE)
+            k = load_rows(k_ptr, first_k, rows, seqlen_k, stride_kn, offs_k, stride_kd, K, BLOCK_K, LEAN)
             a += dot(q, tl.trans(k))  # [CHUNK, CHUNK]
     if SCALED:
         acc *= tl.load(weight_ptr + kv_pair * num_borders + border)
     if CAUSAL:
         a = tl.where(rows[:, None] >= rows[None, :], a, 0.0)
-        v = load_rows(v_ptr, first_k, rows, seqlen_k, stride_vn, offs_v, stride_vd, V, BLOCK_V, BEFORE)
+        v = load_rows(v_ptr, first_k, rows, seqlen_k, stride_vn, offs_v, stride_vd, V, BLOCK_V, LEAN)
         acc += dot(cast(a, v.dtype), v)
     if NORMALIZE:
         if CAUSAL:
@@ -205,4 +202,4 @@ def _linear_attention_outputs_kernel(
         acc *= factor[:, None]
     else:
         acc *= scale
-    store_rows(o_ptr + pair * seqlen_q * V, acc, first_q, rows, seqlen_q, offs_v, V, False)
+    store_rows(o_ptr + pair * seqlen_q * V, acc, first_q, rows, seqlen_q, offs_v, V, LEAN)

@@ -147,6 +147,17 @@ def test_dtypes_groups_and_states(dtype, per):
     check((2, 4, 2, 45, 24, 40), DTYPES[dtype], per, state=True)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("per", PER)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_full_tiles_on_a_gpu(dtype, per):
+    """What the interpreter's tiles do not show: the shipped ones, several chunks of 64, compiled."""
+    if dtype == "bf16" and not torch.cuda.is_bf16_supported():
+        pytest.skip("this GPU has no bfloat16")
+    check((2, 4, 2, 300, 64, 64), DTYPES[dtype], per, state=True)
+    check((1, 2, 2, 130, 60, 128), DTYPES[dtype], per, low=-20.0)
+
+
 @pytest.mark.parametrize("per", PER)
 @pytest.mark.parametrize("rate", [-5.0, -50.0, -math.inf])
 def test_strong_decay(rate, per):

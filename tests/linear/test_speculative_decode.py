@@ -329,6 +329,15 @@ def test_summary_by_hand():
     assert experiment.by_depth(rounds, 3) == [round(2 / 3, 4), 0.5, None]
 
 
+def test_repetition_by_hand():
+    """4-grams of the text: 0120, 1201, 2012, 0120 (again), 1203; 0120 stands in the prompt."""
+    prompt, text = [0, 1, 2, 0, 9], [0, 1, 2, 0, 1, 2, 0, 3]
+    own, before = experiment.repetition(prompt, text)
+    assert (own, before) == (pytest.approx(1 / 5), pytest.approx(2 / 5))
+    with pytest.raises(ValueError, match="text: expected at least n = 4 tokens, got 3"):
+        experiment.repetition(prompt, text[:3])
+
+
 def test_the_record_is_of_this_experiment():
     rows = experiment.measured()
     keys = {(r["text"], r["draft"], r["temperature"], r["gamma"]) for r in rows}
@@ -336,6 +345,7 @@ def test_the_record_is_of_this_experiment():
     for r in rows:
         assert 1 <= r["tokens_per_pass"] <= r["gamma"] + 1
         assert len(r["by_depth"]) == r["gamma"]
+    assert {r["text"] for r in rows} == set(experiment.greedy_repetition())
 
 
 def test_bad_input_is_named(model):
