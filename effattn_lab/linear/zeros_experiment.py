@@ -11,7 +11,7 @@ B, the last asks.
 * ``contrast_1``: only the first number of that vector. Here weights *can* look: with a score of ``flag + small * c``
   the weight of A is a sigmoid of ``c_A - c_B``, and a value "I am A" reads it out. One number, not eight.
 * ``mean``: the target is ``4 * mean_i c_i``. A distribution does it by listening to all alike. Weights that sum to
-  zero cannot see what all tokens have in common.
+  zero cannot see what all tokens have in common; ZeroS's cosine can break the sum, if training finds out how.
 
 Targets have known variances, 2, 2 and 1: the error of always answering 0. One layer of width 32, a linear map in
 front and one behind, no MLP, no residual, no norm in the layer, no positions. Recall is another study:

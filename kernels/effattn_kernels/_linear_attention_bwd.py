@@ -10,7 +10,7 @@ With ``R_i = scale / (denominator_i + eps)`` and ``delta_i = dO_i . O_i`` (witho
 ``D = sum R_i q_i dO_i^T`` and ``d = sum R_i delta_i q_i`` run over the queries of all *later* chunks: the gradients
 of the states, found in one pass from the end. Border ``c`` of D holds the queries from chunk c on.
 
-PLAIN (no normaliser, no gradient through the final state): R is the number ``scale`` everywhere, so D is summed
+PLAIN (lean, and no gradient through the final state): R is the number ``scale`` everywhere, so D is summed
 without it and its readers multiply once, at their end. Products then add into one accumulator.
 """
 
@@ -128,21 +128,10 @@ def _linear_attention_dstates_kernel(
         first = chunk * CHUNK
         for g in range(0, GROUPS):
             relative, size = row_factors(r_ptr + g * seqlen_q, first, rows, seqlen_q, scale, NORMALIZE, PLAIN)
-            q = load_rows(
-                q_ptr + g * stride_qh, first, rows, seqlen_q, stride_qn, offs_k, stride_qd, K, BLOCK_K, LEAN
-            )
-            do = load_rows(
-                do_ptr + g * stride_doh,
-                first,
-                rows,
-                seqlen_q,
-                stride_don,
-                offs_v,
-                stride_dod,
-                V,
-                BLOCK_V,
-                False,
-            )
+            q_head = q_ptr + g * stride_qh
+            q = load_rows(q_head, first, rows, seqlen_q, stride_qn, offs_k, stride_qd, K, BLOCK_K, LEAN)
+            do_head = do_ptr + g * stride_doh
+            do = load_rows(do_head, first, rows, seqlen_q, stride_don, offs_v, stride_dod, V, BLOCK_V, LEAN)
             if NORMALIZE:
                 delta = tl.load(
                     delta_ptr + g * seqlen_q + first + rows, mask=first + rows < seqlen_q, other=0.0
@@ -206,18 +195,8 @@ def _linear_attention_dqdk_kernel(
         for start_v in range(0, V, BLOCK_V):
             offs_v = start_v + tl.arange(0, BLOCK_V)
             v = load_rows(v_ptr, first_k, rows, seqlen_k, stride_vn, offs_v, stride_vd, V, BLOCK_V, LEAN)
-            do = load_rows(
-                do_ptr + g * stride_doh,
-                first_q,
-                rows,
-                seqlen_q,
-                stride_don,
-                offs_v,
-                stride_dod,
-                V,
-                BLOCK_V,
-                LEAN,
-            )
+            do_head = do_ptr + g * stride_doh
+            do = load_rows(do_head, first_q, rows, seqlen_q, stride_don, offs_v, stride_dod, V, BLOCK_V, LEAN)
             if CAUSAL:
                 p += dot(do, tl.trans(v))  # [queries, keys]
             s = load_state(states_ptr, border, offs_k, offs_v, K, V, BLOCK_K, BLOCK_V)
@@ -246,18 +225,8 @@ def _linear_attention_dqdk_kernel(
             p = tl.where(rows[:, None] >= rows[None, :], p, 0.0)
             k = load_rows(k_ptr, first_k, rows, seqlen_k, stride_kn, offs_k, stride_kd, K, BLOCK_K, LEAN)
             dq += dot(cast(p, k.dtype), k)
-            q = load_rows(
-                q_ptr + g * stride_qh,
-                first_q,
-                rows,
-                seqlen_q,
-                stride_qn,
-                offs_k,
-                stride_qd,
-                K,
-                BLOCK_K,
-                LEAN,
-            )
+            q_head = q_ptr + g * stride_qh
+            q = load_rows(q_head, first_q, rows, seqlen_q, stride_qn, offs_k, stride_qd, K, BLOCK_K, LEAN)
             if PLAIN:
                 dk += dot(tl.trans(cast(p, q.dtype)), q)
             else:
@@ -311,33 +280,13 @@ def _linear_attention_dv_kernel(
             for start_k in range(0, K, BLOCK_K):
                 offs_k = start_k + tl.arange(0, BLOCK_K)
                 k = load_rows(k_ptr, first_k, rows, seqlen_k, stride_kn, offs_k, stride_kd, K, BLOCK_K, LEAN)
-                q = load_rows(
-                    q_ptr + g * stride_qh,
-                    first_q,
-                    rows,
-                    seqlen_q,
-                    stride_qn,
-                    offs_k,
-                    stride_qd,
-                    K,
-                    BLOCK_K,
-                    LEAN,
-                )
+                q_head = q_ptr + g * stride_qh
+                q = load_rows(q_head, first_q, rows, seqlen_q, stride_qn, offs_k, stride_qd, K, BLOCK_K, LEAN)
                 a += dot(k, tl.trans(q))
             r_base = r_ptr + (pair * GROUPS + g) * seqlen_q
             relative, size = row_factors(r_base, first_q, rows, seqlen_q, scale, NORMALIZE, PLAIN)
-            do = load_rows(
-                do_ptr + g * stride_doh,
-                first_q,
-                rows,
-                seqlen_q,
-                stride_don,
-                offs_v,
-                stride_dod,
-                V,
-                BLOCK_V,
-                LEAN,
-            )
+            do_head = do_ptr + g * stride_doh
+            do = load_rows(do_head, first_q, rows, seqlen_q, stride_don, offs_v, stride_dod, V, BLOCK_V, LEAN)
             a = tl.where(rows[None, :] >= rows[:, None], a * relative[None, :], 0.0)
             if PLAIN:
                 dv += dot(cast(a, do.dtype), do)

@@ -130,6 +130,16 @@ def test_lengths(length, causal):
     check((1, 2, 2, length, length, 32, 32), torch.float32, causal=causal)
 
 
+def test_the_lean_case():
+    """Without the checks that cannot fail: bf16, 64 by 64, no denominator, one query head a key head."""
+    assert "LEAN" in launches(64, torch.bfloat16, "sm80", normalize=False)[0].constexprs
+    lean = [x.constexprs.get("LEAN") for x in launches(64, torch.bfloat16, "sm80", normalize=False)]
+    assert lean == [True, True, None, True, True, True]
+    assert not launches(64, torch.bfloat16, "sm80")[0].constexprs["LEAN"]
+    for length in (33, 64):
+        check((1, 2, 2, length, length, 64, 64), torch.bfloat16, normalize=False)
+
+
 def test_length_1():
     """One token: the output is its value, and no change of a weight changes that."""
     q, k, v = draw((1, 1, 1, 1, 1, 32, 32), torch.float32)

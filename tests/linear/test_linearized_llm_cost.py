@@ -7,6 +7,7 @@ import torch
 from effattn_lab.foundations import cost_model
 from effattn_lab.linear import linearized_llm_cost as cost
 from effattn_lab.linear.linearized_llm import linearized_attention_chunked
+from effattn_lab.measure import linearized_llm_peers
 
 
 @pytest.mark.parametrize("seen", [1, 15, 16, 17, 40])
@@ -54,3 +55,45 @@ def test_crossovers_are_where_the_costs_meet():
     assert sp.simplify(meet - cost.crossover_flops(d, g, c)) == 0
     assert sp.simplify(cost.crossover_flops(d, g, c) - (2 * g + 2 * d + c - 1)) == 0
     assert sp.simplify(cost.crossover_cache(d, g, c) - (d / 2 + g - 1 + (c - 1) / 2)) == 0
+
+
+def test_xray_beside_fla():
+    """The smallest table, a real compilation: the band takes a fraction of the loop over lags."""
+    pytest.importorskip("fla.modules.causal_conv1d.ops", reason="fla-core is not installed (extra peers)")
+    ours, theirs = linearized_llm_peers.rows("A100", warps=(4,), kernels=("conv",))
+    assert (ours["by"], theirs["by"]) == ("ours", "fla")
+    assert ours["spill_bytes"] == theirs["spill_bytes"] == 0
+    assert ours["instructions_per_token"] < 0.2 * theirs["instructions_per_token"]
+    assert ours["loads_per_token"] < 1.5 < 32 == theirs["loads_per_token"]
+    with pytest.raises(ValueError, match="head_dim: expected 64, got 128"):
+        linearized_llm_peers.rows("A100", head_dim=128)
+    with pytest.raises(ValueError, match="kernels: expected some of states"):
+        linearized_llm_peers.rows("A100", kernels=("fwd",))
+
+
+def test_recorded_rows_are_of_the_shipped_tiles():
+    """What the chapter prints: every step of ours and fla's, on two GPUs, nothing spilled."""
+    rows = linearized_llm_peers.recorded()
+    steps = {name: {*by, "fla"} for name, by in linearized_llm_peers.STEPS.items()}
+    assert {(r["gpu"], r["kernel"], r["by"]) for r in rows} == {
+        (gpu, name, by) for gpu in ("A100", "H100") for name in steps for by in steps[name]
+    }
+    from effattn_kernels._linearized_llm_tiles import choose_tiles
+
+    tiles = choose_tiles(64, 64, 64, torch.bfloat16, "sm80")
+    for row in rows:
+        assert row["spill_bytes"] == 0
+        if row["gpu"] == "A100" and row["by"] != "fla":
+            assert row["num_warps"] == getattr(tiles, row["kernel"]).num_warps
+
+
+@pytest.mark.slow
+def test_shipped_tiles_do_not_spill():
+    """Every kernel at head dim 64; ``effattn xray linearized_llm --gpu all`` has the other dimensions."""
+    from effattn_lab.measure.xray import xray_rows
+
+    for row in xray_rows("linearized_llm", gpus="A100,MI300X", head_dims=(64,), dtypes=("bf16",)):
+        what = (row["kernel"], row["gpu"])
+        assert row["spill_bytes"] == 0, what
+        assert row["fits"], what
+        assert row["tensor_core_instructions"] > 0, what

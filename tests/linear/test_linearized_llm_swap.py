@@ -94,6 +94,19 @@ def test_experiment_in_small(lm):
     assert all(p.requires_grad for p in lm.model.parameters())
 
 
+def test_recorded_run_is_what_the_chapter_says():
+    """Held-out text: the swap hurts, transfer repairs, the convolution helps on both texts, whatever the seed."""
+    base, *rows = experiment.measured()
+    assert base["setting"] == "softmax"
+    assert {row["setting"] for row in rows} == set(experiment.SETTINGS)
+    for text in ("reference", "code"):
+        by = {(row["setting"], row["seed"]): row[f"ppl_{text}"] for row in rows}
+        for (setting, seed), found in by.items():
+            assert base[f"ppl_{text}"] < found < 0.3 * rows[0][f"ppl_{text}_before"]
+            if "conv" not in setting and (f"{setting} + conv", seed) in by:
+                assert by[f"{setting} + conv", seed] < found - 0.3
+
+
 def test_bad_input_is_named(lm):
     for message, call in {
         "layers: expected integers from 1 to 29, got 0": lambda: linearized(lm.model, [0]).__enter__(),

@@ -58,11 +58,13 @@ def test_record_says_what_the_chapter_says():
         assert table[name]["contrast"][2] < 0.1, name
     # One number can be had by weights that look at it: in two runs of three.
     assert table["softmax"]["contrast_1"][0] < 0.1 < 0.9 < table["softmax"]["contrast_1"][2]
-    # The mean: zero-sum heads lose it, the constant gets it back.
+    # The mean: weights that sum to zero lose it, and the constant gets it back.
     for name in ("softmax", "softmax_2", "linear", "signed", "zeros_kept"):
         assert table[name]["mean"][2] < 0.1, name
-    for name in ("zeros", "zeros_sm"):
-        assert table[name]["mean"][1] > 0.1, name
+    assert table["zeros_sm"]["mean"][1] > 0.9
+    # The cosine can break the sum: one run of three finds it.
+    median, least, most = table["zeros"]["mean"]
+    assert least < 0.1 < 0.3 < median <= most < 0.6
 
 
 def test_bad_input_is_named():
