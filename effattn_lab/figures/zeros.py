@@ -105,7 +105,7 @@ def results_picture(table: Sequence[Mapping[str, Any]]) -> Figure:
     """Error of each mixer on the two tasks, all seeds: `effattn_lab.linear.zeros_experiment.summary`."""
     import matplotlib.pyplot as plt
 
-    tasks = (("contrast", "say $c_A - c_B$ (answering 0: 2)"), ("mean", "say the mean (answering 0: 1)"))
+    tasks = (("contrast", "contrast (saying 0: 2)"), ("mean", "mean (saying 0: 1)"))
     with plt.rc_context(style.rc()):
         fig, axes = plt.subplots(1, 2, figsize=(9.0, 3.7), sharey=True, layout="constrained")
         places = np.arange(len(table))[::-1]
