@@ -60,7 +60,6 @@ def two_orders() -> Figure:
         _box(low, 8.5, 2.3, 0.7, 0.7, colors["state"], "S")
         low.text(9.75, 1.5, "=", ha="center", va="center", fontsize=15)
         _box(low, 10.2, 0, 0.7, 3, colors["output"] + "66", "O", below="N × Dᵥ")
-    plt.close(fig)
     return fig
 
 
@@ -89,7 +88,6 @@ def state_growth(head_dim: int = 64) -> Figure:
         ax.set(xscale="log", yscale="log", xlabel="tokens so far", ylabel="KiB a head")
         ax.set_title("what one head remembers")
         ax.legend(loc="upper left")
-    plt.close(fig)
     return fig
 
 
@@ -113,7 +111,6 @@ def chunk_tradeoff(dim: int = 64) -> Figure:
             ax.set_yticks(ticks, [str(y) for y in ticks])
             ax.minorticks_off()
             ax.set_title(title)
-    plt.close(fig)
     return fig
 
 
@@ -137,7 +134,6 @@ def capacity(features: Sequence[int] = (32, 64, 128)) -> Figure:
         ax.set_ylim(5e-3, 30)
         ax.set_title("reading back one of n pairs (lines: (n − 1) / F)")
         ax.legend(loc="lower right")
-    plt.close(fig)
     return fig
 
 
@@ -176,5 +172,4 @@ def crossover(record: Mapping[str, Any]) -> Figure:
             ax.minorticks_off()
             ax.legend(loc="upper left")
         left.set_ylabel("softmax / linear")
-    plt.close(fig)
     return fig

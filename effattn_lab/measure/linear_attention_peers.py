@@ -179,7 +179,7 @@ def _theirs(
 
 
 def recorded() -> dict[str, Any]:
-    """The table that the book shows, with its ``versions``: compiling it takes minutes, so it is kept beside this module.
+    """The table that the book shows, with its ``versions``. Compiling it takes minutes, so it is stored.
 
     A test compiles part of it again.
     """

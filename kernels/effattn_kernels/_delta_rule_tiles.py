@@ -31,7 +31,7 @@ def _row(chunk: int, *tiles: tuple[int, int, int, int]) -> Tiles:
 #
 # transform: one warp does a chunk. Its matrices are 16 x 16, and further warps would mostly repeat the same work: two
 # take 1.4 times the instructions. 32 columns of K at a time, since with 64 it spills 16 bytes a thread on an A100.
-# states: with 64 columns and two warps it spills on every one of these GPUs (56 bytes on an A100, 168 on an RTX PRO
+# states: with 64 columns and two warps it spills on every one of these GPUs (64 bytes on an A100, 112 on an RTX PRO
 # 6000). B200 multiplies 64 x 64 tiles with four warps through tensor memory, which doubles the instructions.
 _FP32 = {
     64: _row(32, (32, 32, 4, 1), (64, 16, 4, 1), (32, 32, 4, 1)),

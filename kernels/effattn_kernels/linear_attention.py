@@ -303,9 +303,9 @@ class _Case:
 def _lean(key_dim: int, value_dim: int, dtype: torch.dtype, arch: str, normalize: bool, groups: int) -> bool:
     """May checks that cannot fail be left out? Only in the case in which no kernel was found to spill for it.
 
-    They cost 5 % of the instructions, but keep the compiler from holding more in flight than there are registers: an A100
-    without them spills 32 bytes a thread with the denominator and 40 with grouped heads, an H100 32 at 128 dimensions,
-    a B200 8 with fp16.
+    They cost 5 % of the instructions, but keep the compiler from holding more in flight than there are registers.
+    Without them an A100 spills 32 bytes a thread with the denominator and 40 with grouped heads, an H100 32 at 128
+    dimensions, a B200 8 with fp16.
     """
     case = key_dim == value_dim == 64 and dtype is torch.bfloat16 and not normalize and groups == 1
     return case and nearest(arch) in ("interpreter", "sm80", "sm90")

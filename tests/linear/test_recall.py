@@ -85,6 +85,27 @@ def test_a_state_too_small_does_not_learn_it():
     assert train("linear_attention", 1, 0.01, 0, recipe)["accuracy"] < 0.6
 
 
+def test_text_is_learned_and_judged_on_what_was_held_out():
+    recipe = replace(RECIPES["language"], length=32, batch=4, steps=25, warmup=5, rates=(0.01,), test=8)
+    row = train("softmax", 8, 0.01, 0, recipe)
+    # Untrained, 256 equally likely bytes cost 5.55 nats; knowing how often each occurs, about 3.2.
+    assert 2.5 < row["loss"] < 4.0
+    text = recall.ByteText()
+    held = held_out(recipe, "test")
+    assert held.inputs.shape == (8, 32)
+    assert torch.equal(held.inputs.flatten(), text.valid[: 8 * 32])
+    batch = next(batches(recipe, 0))
+    assert torch.equal(batch.inputs[:, 1:], batch.targets[:, :-1])
+    record = {
+        "recipes": {"language": asdict(recipe)},
+        "rows": [row, {**row, "seed": 1, "loss": 3.0}, {**row, "mixer": "zeros", "loss": 2.9}],
+    }
+    fig = figures.losses(record)
+    names = [label.get_text() for label in fig.axes[0].get_yticklabels()]
+    assert names == [MIXERS["zeros"].label, MIXERS["softmax"].label], "the best on top"
+    plt.close(fig)
+
+
 def test_schedule():
     recipe = Recipe(steps=100, warmup=10)
     rates = [recall.schedule(t, recipe) for t in range(1, 101)]

@@ -596,8 +596,8 @@ def verify(p, q, drafts, u_accept, u_final):
 
     p [B, G + 1, V]; q [B, G, V]; drafts int64 [B, G]; u_accept [B, G]; u_final [B] -> int64 [B, G + 1].
     """
-    batch, gamma = drafts.shape
     ### BEGIN SOLUTION
+    batch, gamma = drafts.shape
     count = accept(p[:, :gamma], q, drafts, u_accept)
     rows, at = torch.arange(batch), count.clamp(max=gamma - 1)
     rest = residual(p[rows, at], q[rows, at])
