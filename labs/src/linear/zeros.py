@@ -140,12 +140,16 @@ def weights(s, gate_1, gate_h):
     n = s.shape[-1]
     keep = torch.ones(n, n, dtype=torch.bool).tril()
     t = torch.arange(1, n + 1, dtype=s.dtype)[:, None]  # as a column
+    # Means of the rows, first order, softmax, both gates; 0 where not kept.
     ### BEGIN SOLUTION
     mean = s.cumsum(dim=-1)[..., None] / t
     first = (s[..., None, :] - mean) / t
     p = torch.softmax(s[..., None, :].masked_fill(~keep, float("-inf")), dim=-1)
     r = gate_1[..., None] * first + gate_h[..., None] * (p - 1 / t - first)
     return r.masked_fill(~keep, 0.0)
+    ### STUB
+    #| r = ...  # your code
+    #| return r
     ### END SOLUTION
 
 
