@@ -80,9 +80,9 @@ def _linearized_llm_states_kernel(
         # The last group's keys are in nobody's past: past num_sums nothing is loaded, and zeros are added.
         end = tl.where(c < num_sums, c * GROUP + GROUP, 0)
         for j in tl.static_range(0, GROUP, BLOCK_N):
-            k = load_rows(k_ptr, c * GROUP + j, cols, end, stride_kn, offs_k, stride_kd, K, BLOCK_K, False)
+            k = load_rows(k_ptr, c * GROUP + j, cols, end, stride_kn, offs_k, stride_kd, K, BLOCK_K, True)
             v = load_rows(
-                v_ptr, c * GROUP + j + lead, cols, end + lead, stride_vn, offs_v, stride_vd, V, BLOCK_V, False
+                v_ptr, c * GROUP + j + lead, cols, end + lead, stride_vn, offs_v, stride_vd, V, BLOCK_V, True
             )
             s += dot(tl.trans(unit_rows(k, NORM)), v)
     if FINAL:
@@ -97,13 +97,13 @@ def _own_keys(
 ):  # fmt: skip
     """``(tril(relu(Q K^T)^2) + T) V`` over the keys ``j .. j + BLOCK_N`` of the group."""
     cols = j + tl.arange(0, BLOCK_N)
-    k = load_rows(k_ptr, base, cols, end_k, stride_kn, offs_k, stride_kd, K, BLOCK_K, False)
+    k = load_rows(k_ptr, base, cols, end_k, stride_kn, offs_k, stride_kd, K, BLOCK_K, True)
     a = tl.maximum(dot(q, tl.trans(unit_rows(k, NORM))), 0.0)
     lag = rows[:, None] - cols[None, :]
     a = tl.where(lag >= 0, a * a, 0.0)
     if LAGS > 0:
         a += tl.load(w_ptr + lag, mask=(lag >= 0) & (lag < LAGS), other=0.0).to(tl.float32)
-    v = load_rows(v_ptr, base + lead, cols, end_k + lead, stride_vn, offs_v, stride_vd, V, BLOCK_V, False)
+    v = load_rows(v_ptr, base + lead, cols, end_k + lead, stride_vn, offs_v, stride_vd, V, BLOCK_V, True)
     return dot(cast(a, v.dtype), v)
 
 
@@ -142,7 +142,7 @@ def _linearized_llm_outputs_kernel(
     offs_k = tl.arange(0, BLOCK_K)
     offs_v = pid_v * BLOCK_V + tl.arange(0, BLOCK_V)
 
-    q = load_rows(q_ptr, base - offset, rows, end_q, stride_qn, offs_k, stride_qd, K, BLOCK_K, BEFORE)
+    q = load_rows(q_ptr, base - offset, rows, end_q, stride_qn, offs_k, stride_qd, K, BLOCK_K, not BEFORE)
     q = unit_rows(q, NORM)
     acc = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
     if GLOBAL:
@@ -174,7 +174,14 @@ def _linearized_llm_outputs_kernel(
                 stride_vd, K, V, BLOCK_K, BLOCK_V, BLOCK_N, LAGS, NORM,
             )  # fmt: skip
     store_rows(
-        o_ptr + pair * seqlen_q * V, acc, base - offset, rows, end_q, offs_v, V, BEFORE, V % BLOCK_V == 0
+        o_ptr + pair * seqlen_q * V,
+        acc,
+        base - offset,
+        rows,
+        end_q,
+        offs_v,
+        V,
+        (not BEFORE) and (V % BLOCK_V == 0),
     )
 
 
@@ -204,7 +211,7 @@ def _linearized_llm_conv_kernel(
         x_ptr = v_ptr + other * stride_vh
         lag = rows[None, :] - rows[:, None] if REVERSE else rows[:, None] - rows[None, :]
         t = tl.load(w + lag, mask=(lag >= 0) & (lag < LAGS), other=0.0)
-        x = load_rows(x_ptr, start + offset, rows, seqlen_v, stride_vn, offs_v, stride_vd, V, BLOCK_V, False)
+        x = load_rows(x_ptr, start + offset, rows, seqlen_v, stride_vn, offs_v, stride_vd, V, BLOCK_V, True)
         acc += dot(cast(t, x.dtype), x)
         if LAGS > 1:
             if REVERSE:  # values after the chunk, of which the first LAGS - 1 count
@@ -216,7 +223,7 @@ def _linearized_llm_conv_kernel(
             t = tl.load(w + lag, mask=lag < LAGS, other=0.0)
             x = load_rows(x_ptr, start + offset, near, seqlen_v, stride_vn, offs_v, stride_vd, V, BLOCK_V)
             acc += dot(cast(t, x.dtype), x)
-    store_rows(y_ptr + pair * seqlen_y * V, acc, start, rows, seqlen_y, offs_v, V, False, V % BLOCK_V == 0)
+    store_rows(y_ptr + pair * seqlen_y * V, acc, start, rows, seqlen_y, offs_v, V, V % BLOCK_V == 0)
 
 
 @triton.jit
