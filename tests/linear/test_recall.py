@@ -158,6 +158,9 @@ def test_a_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert recall.chosen_rate(found, "mqar", "softmax") == 0.1
     with pytest.raises(ValueError, match="record: expected a tuning run of zeros for mqar, got none"):
         recall.chosen_rate(found, "mqar", "zeros")
+    trained.clear()
+    Study(path, replace(RECIPES["language"], seeds=2)).run(["zeros", "softmax"])
+    assert trained == [(n, MIXERS[n].sizes[0], 0.006, s) for s in range(2) for n in ("zeros", "softmax")]
     with pytest.raises(ValueError, match=r"--out: .* holds runs of another recipe"):
         Study(path, replace(recipe, steps=7))
 
