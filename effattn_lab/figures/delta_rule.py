@@ -54,7 +54,8 @@ def recalled(pairs: int, rewrites: int, delta: bool, *, dim: int = 64, repeats: 
     for _ in range(repeats):
         keys = torch.randn(pairs, dim, generator=generator)
         keys = keys / keys.norm(dim=-1, keepdim=True)
-        state, written = torch.zeros(dim, dim), []
+        state = torch.zeros(dim, dim)
+        written: list[torch.Tensor] = []
         for _ in range(rewrites):
             values = torch.randn(pairs, dim, generator=generator)
             values = values / values.norm(dim=-1, keepdim=True)

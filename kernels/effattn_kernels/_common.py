@@ -24,11 +24,12 @@ def cast(x, dtype: tl.constexpr):
     """``x.to(dtype)`` with round-to-nearest-even, in both modes.
 
     The interpreter keeps bf16 as raw 16-bit integers and cuts the low bits off when it converts,
-    which doubles the error. Adding half a unit in the last place first makes the cut a rounding.
+    which doubles the error. Adding half a unit in the last place first makes the cut a rounding. The low bits go
+    here: of a zero they would make a number without an exponent, which the interpreter does not cut.
     """
     if INTERPRETED and dtype == tl.bfloat16:
         bits = x.to(tl.float32).to(tl.int32, bitcast=True)
-        x = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
+        x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
     return x.to(dtype)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from effattn_lab.exercises.core import Case, Exercise, Output, Tolerance
+from effattn_lab.exercises.core import Case, Exercise, Output, Tolerance, Value
 from effattn_lab.exercises.linear._zeros_states import State, step_reference, unit
 from effattn_lab.exercises.linear._zeros_weights import FROM_SCRATCH, gates
 from effattn_lab.exercises.making import mutants, normal
@@ -71,7 +71,7 @@ def _chunk_inputs(rng: np.random.Generator) -> list[Case]:
         s = normal(rng, heads, past, size=1.5)
         m = s.amax(dim=-1) if past else torch.zeros(heads)
         s = s - m[:, None]
-        state = {
+        state: dict[str, Value] = {
             "F": (kt * s.exp()[:, None]) @ v, "G": (kt * s[:, None]) @ v, "H": kt @ v,
             "E": s.exp().sum(-1), "P": s.sum(-1), "m": m, "t": past,
         }  # fmt: skip
@@ -80,7 +80,7 @@ def _chunk_inputs(rng: np.random.Generator) -> list[Case]:
         )
         if not past:  # the origin of an empty state is the first logit
             state["m"] = new[:, 0].clone()
-        token = {
+        token: dict[str, Value] = {
             "q": unit(normal(rng, heads, size, d)), "k": unit(normal(rng, heads, size, d)),
             "v": normal(rng, heads, size, dv), "s": new.clone(),
             "gate_1": gates(rng, heads, size), "gate_h": gates(rng, heads, size),
