@@ -136,9 +136,7 @@ def test_different_lengths(lengths, causal):
         for dtype in DTYPES.values():
             x, _ = draw((1, 2, 1, *lengths, 16, 16), dtype)
             out = zeros_chunked(*x, causal=True)[:, :, : lengths[0] - lengths[1] + 1]
-            # (The interpreter turns a bf16 0 into the smallest number it has.)
-            assert out.abs().max() <= 1e-36
-            assert dtype == torch.bfloat16 or (out == 0).all()
+            assert (out == 0).all()
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
