@@ -155,7 +155,7 @@ class Claims(SphinxDirective):
         lines = [f"*Reported.* {claim.reported} {{cite}}`{claim.cite}`"]
         if claim.holds is not None:
             lines.append(f"*Measured here.* {claim.setup} {claim.result}")
-        lines.append(f"**{verdict}.** {claim.why} Chapter: {{ref}}`{claim.mechanism.split('/')[-1]}`.")
+        lines.append(f"**{verdict}.** {claim.why} Chapter: {{doc}}`/chapters/{claim.mechanism}`.")
         title = nodes.title("", claim.claim)
         box = nodes.admonition("", title, classes=["admonition-claim"], ids=[claim.id])
         text = "\n\n".join(lines)
