@@ -102,7 +102,10 @@ _ELSEWHERE = {
 
 
 def _kernel_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("slug", help="the mechanism whose kernels are meant: flash or linear_attention")
+    parser.add_argument(
+        "slug",
+        help="the mechanism whose kernels are meant, such as flash or delta_rule; a wrong one lists all",
+    )
     parser.add_argument("--json", action="store_true", help="machine-readable output")
 
 
