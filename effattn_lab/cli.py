@@ -178,7 +178,7 @@ def show(
     from rich.console import Console
     from rich.table import Table
 
-    same = [n for n in rows[0] if n not in always and len(rows) > 2 and len({row[n] for row in rows}) == 1]
+    same = [n for n in rows[0] if n not in always and len(rows) > 1 and len({row[n] for row in rows}) == 1]
     shared = " · ".join(f"{name} {_cell(rows[0][name])}" for name in same if rows[0][name] is not None)
     table = Table(
         title=title,

@@ -133,3 +133,12 @@ def test_tables_fit_an_80_column_terminal(arguments, words, monkeypatch, capsys)
     assert max(map(len, out.splitlines())) <= 80
     assert "…" not in out
     assert all(word in out for word in words)
+
+
+def test_what_two_rows_share_is_said_once(capsys):
+    """Two kernels with the same twelve columns would not fit into 80 characters."""
+    rows = [{"kernel": name, "bytes": n, "head_dim": 40} for n, name in enumerate(("states", "outputs"))]
+    cli.show(rows, False, "title")
+    said = capsys.readouterr().out
+    assert said.count("40") == 1
+    assert "head_dim 40" in said
