@@ -207,7 +207,7 @@ BROKEN = """
             lambda n: xray(n["uses_a_list"], {"x_ptr": "*i32"}, gpus="V100"),
             "gpus: expected 'all' or some of T4, A100",
         ),
-        (lambda n: xray_rows("mamba"), "slug: expected one of flash"),
+        (lambda n: xray_rows("mamba"), "slug: expected one of .*flash.*, got .mamba."),
         (lambda n: xray_rows("flash", gpus="T4", head_dims=(512,)), "head_dim: expected 16 to 256, got 512"),
         (lambda n: xray_rows("flash", gpus="T4", head_dims=(-4,)), "head_dim: expected 16 to 256, got -4"),
         (lambda n: xray_rows("flash", gpus="T4", masks=("banded",)), "masks: expected some of full"),
