@@ -57,6 +57,12 @@ def make(most: int) -> Group | None:
     return None
 
 
+def remove(group: Group | None) -> None:
+    """Remove the group of a sandbox that was killed, if it had one."""
+    if group is not None:
+        group.remove()
+
+
 def places(proc: Path = Path("/proc/self")) -> Iterator[Path]:
     """Groups below which one that counts processes could be made: our own, then its parent; version 1, then 2."""
     try:

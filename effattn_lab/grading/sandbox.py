@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 from effattn_lab.grading import cgroup, seccomp
-from effattn_lab.grading.cgroup import Group
 from effattn_lab.grading.inside import wire
 from effattn_lab.grading.watch import Watch, cpu_seconds, descendants
 
@@ -183,11 +182,9 @@ def _environment() -> dict[str, str]:
 
 
 def launch(
-    line: Sequence[str], *, shared_memory: bool = False, group: Group | None = None, **options: Any
+    line: Sequence[str], *, shared_memory: bool = False, group: cgroup.Group | None = None, **options: Any
 ) -> subprocess.Popen[bytes]:
-    """Start bubblewrap with a line of `command` and the filter of system calls, inside ``group``.
-
-    ``options`` are Popen's.
+    """Start bubblewrap with a line of `command` and a filter of system calls in ``group``; ``options`` are Popen's.
 
     Raises:
         NoBoundary: there is no filter for this processor.
@@ -334,8 +331,7 @@ class Sandbox:
         self._process.wait()
         self._sock.close()
         self._errors.close()
-        if self._group is not None:
-            self._group.remove()
+        cgroup.remove(self._group)
 
     def _said(self) -> str:
         self._errors.seek(0)
@@ -394,8 +390,7 @@ def run_once(
             process.kill()
             process.wait()
             process.stdout.close()
-            if group is not None:
-                group.remove()
+            cgroup.remove(group)
         if watch.reason or late or len(said) > most:
             raise Stopped(
                 watch.reason

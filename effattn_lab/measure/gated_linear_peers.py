@@ -12,20 +12,17 @@ to ``effattn xray gated_linear``.
 
 from __future__ import annotations
 
-import argparse
 import importlib
-import importlib.metadata
-import json
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from effattn_lab.measure._carry import carry, unwrap
 from effattn_lab.measure._gpu_limits import targets
+from effattn_lab.measure._peers import command, record_of
 from effattn_lab.measure._xray_pool import Job
 from effattn_lab.measure.linear_attention_peers import CHUNK, CUT, PEERS, _measure, _rank
-from effattn_lab.measure.xray import _run, show
+from effattn_lab.measure.xray import _run
 
 # What fla's kernels take as pointers when there is a decay a head; the rest is None, as fla passes it.
 _IN_DTYPE = ("q", "k", "v", "h", "o", "do", "dh", "dq", "dk", "dv")
@@ -143,24 +140,12 @@ def recorded() -> dict[str, Any]:
 
     A test compiles part of it again.
     """
-    found: dict[str, Any] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
-    return found
+    return record_of(__file__)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--gpu", default="A100,H100")
-    parser.add_argument("--head-dim", type=int, default=64)
-    parser.add_argument("--dtype", default="bf16")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to a file, for `recorded`")
-    chosen = parser.parse_args(arguments)
-    table = rows(chosen.gpu, chosen.head_dim, chosen.dtype)
-    if chosen.json:
-        versions = {name: importlib.metadata.version(name) for name in ("triton", "fla-core")}
-        record = {"head_dim": chosen.head_dim, "dtype": chosen.dtype, "versions": versions, "rows": table}
-        chosen.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    show(table)
+    command(rows, __doc__, arguments)
 
 
 if __name__ == "__main__":

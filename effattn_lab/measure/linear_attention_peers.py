@@ -15,19 +15,16 @@ their software pipeline with them, ours and theirs alike.
 
 from __future__ import annotations
 
-import argparse
 import importlib
-import importlib.metadata
-import json
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from effattn_lab.measure._carry import carry, unwrap
 from effattn_lab.measure._gpu_limits import targets
+from effattn_lab.measure._peers import command, record_of
 from effattn_lab.measure._xray_pool import Job
-from effattn_lab.measure.xray import XRay, _run, show
+from effattn_lab.measure.xray import XRay, _run
 
 CHUNK = 64
 # kernel of ours -> fla's for the same step: (module, name, what its tiles may be: (BLOCK_K, BLOCK_V)s)
@@ -183,24 +180,12 @@ def recorded() -> dict[str, Any]:
 
     A test compiles part of it again.
     """
-    found: dict[str, Any] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
-    return found
+    return record_of(__file__)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--gpu", default="A100,H100")
-    parser.add_argument("--head-dim", type=int, default=64)
-    parser.add_argument("--dtype", default="bf16")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to a file, for `recorded`")
-    chosen = parser.parse_args(arguments)
-    table = rows(chosen.gpu, chosen.head_dim, chosen.dtype)
-    if chosen.json:
-        versions = {name: importlib.metadata.version(name) for name in ("triton", "fla-core")}
-        record = {"head_dim": chosen.head_dim, "dtype": chosen.dtype, "versions": versions, "rows": table}
-        chosen.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    show(table)
+    command(rows, __doc__, arguments)
 
 
 if __name__ == "__main__":
