@@ -211,7 +211,7 @@ def test_xray_beside_fla(monkeypatch):
 
 @pytest.mark.slow
 def test_shipped_tiles_do_not_spill():
-    """Both kernels at head dim 64; ``effattn xray zeros --gpu all`` has the other dimensions."""
+    """Both kernels; ``effattn xray zeros --gpu all`` has the other GPUs and dimensions."""
     from effattn_lab.measure.xray import xray_rows
 
     for row in xray_rows("zeros", gpus="A100,MI300X", head_dims=(64,), dtypes=("bf16",)):
@@ -219,3 +219,8 @@ def test_shipped_tiles_do_not_spill():
         assert row["spill_bytes"] == 0, what
         assert row["fits"], what
         assert row["tensor_core_instructions"] > 0, what
+    for row in xray_rows(
+        "zeros", gpus="A100", head_dims=(128,), dtypes=("fp32",)
+    ):  # the tightest for registers
+        assert row["spill_bytes"] == 0, row["kernel"]
+        assert row["fits"], row["kernel"]
