@@ -102,6 +102,25 @@ def test_a_trickle_ends_in_time(pair):
     thread.join()
 
 
+@pytest.mark.parametrize("with_fd", [False, True])
+def test_a_closed_line_has_one_name_whenever_it_is_closed(pair, with_fd):
+    """Before the request, before it is read, or after it: which of them it was, is a race that no test may see."""
+    ours, theirs = pair
+    fds = [ours.fileno()] if with_fd else []
+    wire.send(ours, {"op": "x"}, fds=fds)
+    theirs.close()  # with the request unread: reading gives ECONNRESET
+    with pytest.raises(wire.Broken, match=r"^closed$"):
+        wire.receive(ours, 1, max_fds=len(fds))
+    with pytest.raises(wire.Broken, match=r"^closed$"):  # EPIPE
+        wire.send(ours, {"op": "x"}, fds=fds)
+
+
+def test_nobody_reads(pair):
+    pair[0].settimeout(0.2)
+    with pytest.raises(wire.Broken, match=r"^too slow$"):
+        wire.send(pair[0], {"op": "x"}, [bytes(16 * 2**20)])
+
+
 def test_patience_is_asked_when_the_time_is_over(pair):
     """While it says yes the time begins again; a frame that comes meanwhile is read."""
     asked = []

@@ -40,6 +40,13 @@ class Broken(Exception):
     """The other side sent something that is no frame, closed, or was too slow. The message says which."""
 
 
+def _broken(error: OSError) -> Broken:
+    """The same words whether the end of the other side shows in reading or in writing: that is a race."""
+    if isinstance(error, (BrokenPipeError, ConnectionResetError)):
+        return Broken("closed")
+    return Broken("too slow" if isinstance(error, TimeoutError) else str(error))
+
+
 @dataclass(frozen=True)
 class Frame:
     """A header and its blobs; ``fds`` are file descriptors that came along."""
@@ -52,7 +59,7 @@ class Frame:
 def send(
     sock: socket.socket, header: Mapping[str, Any], blobs: Sequence[bytes] = (), fds: Sequence[int] = ()
 ) -> None:
-    """Write one frame. ``Broken`` where the other side is gone or does not read."""
+    """Write one frame. ``Broken`` where the other side is gone ("closed") or does not read ("too slow")."""
     text = json.dumps({**header, "blobs": [len(b) for b in blobs]}).encode()
     head = struct.pack("<I", len(text)) + text
     try:
@@ -64,7 +71,7 @@ def send(
         for blob in blobs:
             sock.sendall(blob)
     except OSError as error:
-        raise Broken(f"the other side does not read ({error.strerror or 'too slow'})") from None
+        raise _broken(error) from None
 
 
 def receive(
@@ -125,7 +132,7 @@ class _Reader:
         try:
             data, fds, _, _ = socket.recv_fds(self.sock, count, max_fds)
         except OSError as error:
-            raise Broken(str(error)) from None
+            raise _broken(error) from None
         if not data:
             raise Broken("closed")
         return data + self.exactly(count - len(data)), list(fds)
@@ -136,10 +143,8 @@ class _Reader:
             self._wait()
             try:
                 part = self.sock.recv(min(count, 1 << 20))
-            except TimeoutError:
-                raise Broken("too slow") from None
             except OSError as error:
-                raise Broken(str(error)) from None
+                raise _broken(error) from None
             if not part:
                 raise Broken("closed")
             parts.append(part)
