@@ -43,6 +43,28 @@ def test_training_is_repeatable():
     assert letters.far({"right": [0.9, 0.1, 0.2, 0.6]}) == pytest.approx(0.3)
 
 
+def test_the_recorded_run():
+    """What the chapter says of it: selection leads up to 0.02, the order turns at 0.04, the exact rule does not fall."""
+    table = letters.recorded()["rows"]
+    found = {(row["reader"], row["rate"], row["seed"]): row for row in table}
+    assert set(found) == {
+        (n, rate, seed) for n in letters.READERS for rate in letters.RATES for seed in (0, 1, 2)
+    }
+    assert len(found) == len(table)
+
+    def shares(name, rate, field="right"):
+        return [letters.far(found[name, rate, seed], field) for seed in (0, 1, 2)]
+
+    for rate in (0.005, 0.01, 0.02):
+        assert sum(shares("selective", rate)) > sum(shares("fixed", rate))
+    for rate in (0.04, 0.08):
+        assert sum(shares("selective", rate)) < sum(shares("fixed", rate))
+    assert min(shares("selective, exact", 0.04)) > 0.99
+    best = {name: max(sum(shares(name, rate)) / 3 for rate in letters.RATES) for name in letters.READERS}
+    assert best["selective, exact"] > best["selective"] > best["fixed"] > 0.9
+    assert sum(shares("selective", 0.02, "swapped")) < 0.6 * sum(shares("selective", 0.02))
+
+
 def test_pictures():
     for picture, panels in ((figures.clocks, 4), (figures.rules, 2), (figures.scans, 2)):
         assert len(picture().axes) == panels
