@@ -541,7 +541,8 @@ else:
 # ## Step 10. X-ray (5 minutes)
 #
 # What would a compiler make of *your* kernel on a T4, an A100 and an H100, for two chunk sizes? (255 registers a thread are
-# the most there is; what does not fit spills to slow memory. A kernel of your own takes half a minute the first time.)
+# the most there is; what does not fit spills to slow memory. *Occupancy* is the share of a processor's threads that can be
+# there at once, given what each takes. A kernel of your own takes half a minute the first time.)
 #
 # *Predict:* `s` holds $64 \times 64$ float32 numbers, in the registers of 128 threads. How many registers is that for each?
 
