@@ -48,10 +48,6 @@ def _solved(M: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
 def _solve_mutant(fault: str, A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
     eye = torch.eye(A.shape[-1], dtype=A.dtype)
     L = A.tril(-1)
-    if fault == "from the library":
-        return torch.linalg.solve_triangular(eye + L, B, upper=False, unitriangular=True)
-    if fault == "by the inverse":
-        return torch.linalg.inv(eye + L) @ B
     if fault == "inclusive triangle":
         return _solved(eye + A.tril(), B)
     if fault == "the whole matrix":
@@ -88,7 +84,6 @@ _SOLVERS = (
     "pinv",
     "triangular_solve",
 )
-_BY_HAND = "Start at the top: the first row has nothing to subtract."
 
 SOLVE = Exercise(
     id="linear/delta_rule/solve",
@@ -117,8 +112,6 @@ SOLVE = Exercise(
     mutants=mutants(
         _solve_mutant,
         {
-            "from the library": f"It has to be written from simpler operations. {_BY_HAND}",
-            "by the inverse": "inv does what this exercise asks you to write; write it yourself",
             "inclusive triangle": "The diagonal of A is used: the triangle is inclusive. A token's own write does "
             "not "
             "enter its own error: only j < i.",
@@ -137,7 +130,7 @@ SOLVE = Exercise(
         },
     ),
     hints=(
-        _BY_HAND,
+        "Start at the top: the first row has nothing to subtract.",
         "One row at a time: take A[..., i, :i] times the finished rows X[..., :i, :] away from B[..., i, :].",
         "X = torch.zeros_like(B)\nfor i in range(A.shape[-1]):\n"
         "    X[..., i, :] = B[..., i, :] - (A[..., i, None, :i] @ X[..., :i, :].clone())[..., 0, :]\nreturn X",
