@@ -510,7 +510,7 @@ assert trained[-1]["answers"]["256"] > 0.95 > 0.8 > trained[0]["answers"]["256"]
 
 # %% [markdown]
 # A factor between 0 and 1 can only forget; none of them flips. $1 - \beta$ with $\beta$ near 2 is $-1$: the state turns over at
-# every 1, at any length. Three seeds, softmax attention and a second task (three things, two of them exchanged at each step) are in
+# every 1, at any length. Six seeds, softmax attention and a second task (three things, two of them exchanged at each step) are in
 # the chapter, from `python -m effattn_lab.linear.delta_rule_tracking --write`.
 #
 # ## Step 10. What does the kernel move? (5 minutes)
