@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from effattn_lab._command import positive
 from effattn_lab._validate import check_positive_int
 from effattn_lab.linear.delta_rule_layer import DeltaRule
 from effattn_lab.linear.linear_attention_layer import LinearAttention
@@ -146,8 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from effattn_lab.measure.xray import show
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=6)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seeds", type=positive, default=6)
+    parser.add_argument("--steps", type=positive, default=300)
     parser.add_argument("--write", action="store_true", help=f"keep the rows in {RECORDED.name}")
     chosen = parser.parse_args(arguments)
     table = rows(seeds=chosen.seeds, steps=chosen.steps)

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from effattn_lab._command import file_to_write, positive, seconds
 from effattn_lab._validate import check_positive_int
 from effattn_lab.foundations import cost_model
 from effattn_lab.linear import linear_attention_cost as cost
@@ -260,10 +261,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from effattn_lab.measure.xray import show
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seqlen", type=int, nargs="+", default=[*SHORT, *LENGTHS])
-    parser.add_argument("--seconds", type=float, default=0.3, help="to measure each row")
+    parser.add_argument("--seqlen", type=positive, nargs="+", default=[*SHORT, *LENGTHS])
+    parser.add_argument("--seconds", type=seconds, default=0.3, help="to measure each row")
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the figures to a file, for `recorded`"
+        "--json", type=file_to_write, metavar="FILE", help="write the figures to a file, for `recorded`"
     )
     chosen = parser.parse_args(arguments)
     table = rows(chosen.seqlen, chosen.seconds)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from effattn_lab._command import bad_values, file_to_write, positive
 from effattn_lab.measure.xray import show
 
 
@@ -26,11 +27,14 @@ def command(
     """Parse, compile, print; ``--json`` writes the record. ``rows(gpu, head_dim, dtype)`` makes the table."""
     parser = argparse.ArgumentParser(description=(purpose or "").splitlines()[0])
     parser.add_argument("--gpu", default="A100,H100")
-    parser.add_argument("--head-dim", type=int, default=64)
+    parser.add_argument("--head-dim", type=positive, default=64)
     parser.add_argument("--dtype", default="bf16")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to a file, for `recorded`")
+    parser.add_argument(
+        "--json", type=file_to_write, metavar="FILE", help="write the rows to a file, for `recorded`"
+    )
     chosen = parser.parse_args(arguments)
-    table = rows(chosen.gpu, chosen.head_dim, chosen.dtype)
+    with bad_values(parser):
+        table = rows(chosen.gpu, chosen.head_dim, chosen.dtype)
     if chosen.json:
         versions = {name: importlib.metadata.version(name) for name in ("triton", "fla-core")}
         record = {"head_dim": chosen.head_dim, "dtype": chosen.dtype, "versions": versions, "rows": table}

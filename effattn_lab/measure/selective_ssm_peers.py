@@ -28,6 +28,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from effattn_lab._command import bad_values
 from effattn_lab.measure._carry import carry, unwrap
 from effattn_lab.measure._gpu_limits import targets
 from effattn_lab.measure._xray_pool import Job
@@ -166,7 +167,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--gpu", default="A100,H100")
     parser.add_argument("--dtype", default="bf16")
     chosen = parser.parse_args(arguments)
-    show(rows(chosen.gpu, chosen.dtype))
+    with bad_values(parser):
+        table = rows(chosen.gpu, chosen.dtype)
+    show(table)
 
 
 if __name__ == "__main__":
