@@ -1,6 +1,6 @@
 """State tracking, trained: which mixers learn to count modulo two, or to follow three things being exchanged?
 
-``python -m effattn_lab.linear.delta_rule_tracking`` trains every mixer on both tasks with three seeds, at length 32,
+``python -m effattn_lab.linear.delta_rule_tracking`` trains every mixer on both tasks with six seeds, at length 32,
 and asks them at lengths 32, 64 and 256; ``--write`` keeps the result where the book reads it. About six seconds of
 one core a model.
 
@@ -98,7 +98,7 @@ def last_answers(model: TinyDecoder, task: str, length: int, examples: int = 256
 def rows(
     tasks: Sequence[str] = TASKS,
     mixers: Sequence[str] = tuple(MIXERS),
-    seeds: int = 3,
+    seeds: int = 6,
     steps: int = 300,
 ) -> list[dict[str, Any]]:
     """One dict a task, mixer and seed: the loss at the end and the share of right last answers by length."""
@@ -147,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from effattn_lab.measure.xray import show
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seeds", type=positive, default=3)
+    parser.add_argument("--seeds", type=positive, default=6)
     parser.add_argument("--steps", type=positive, default=300)
     parser.add_argument("--write", action="store_true", help=f"keep the rows in {RECORDED.name}")
     chosen = parser.parse_args(arguments)

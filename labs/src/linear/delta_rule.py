@@ -533,7 +533,7 @@ assert trained[-1]["answers"]["256"] > 0.95 > 0.8 > trained[0]["answers"]["256"]
 # A factor between 0 and 1 can only forget; none of them flips. $1 - \beta$ with $\beta$ near 2 is $-1$: the state turns over at
 # every 1, at any length. (Of 256 words, guessing gets 0.50, give or take 0.06. A share below that is no knowledge of parity
 # either: what a mixer without a flip has learned from shorter beginnings can be wrong more often than right at one length.)
-# Three seeds, softmax attention and a second task (three things, two of them exchanged at each step) are in the chapter, from `python -m effattn_lab.linear.delta_rule_tracking --write`.
+# Six seeds, softmax attention and a second task (three things, two of them exchanged at each step) are in the chapter, from `python -m effattn_lab.linear.delta_rule_tracking --write`.
 #
 # ## Step 10. What does the kernel move? (5 minutes)
 #
