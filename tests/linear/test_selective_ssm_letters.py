@@ -44,7 +44,7 @@ def test_training_is_repeatable():
 
 
 def test_the_recorded_run():
-    """As the chapter says: selection leads up to 0.02, the order turns at 0.04, the exact rule does not fall."""
+    """What the chapter says of it: selection leads up to 0.02, the order turns at 0.04, the exact rule holds."""
     table = letters.recorded()["rows"]
     found = {(row["reader"], row["rate"], row["seed"]): row for row in table}
     assert set(found) == {
