@@ -151,6 +151,8 @@ class Trial:
         kernel: call the exercise's `Kernel`, taken out of the notebook and launched by our own launcher, in place
             of the student's function; traffic is counted.
         gpu: compile that kernel for this GPU with the types of the first case; ``judge`` is not asked.
+        through: code of a function ``through(fn, *arguments)`` that is called with the student's function in its
+            place, for what a caller can observe and a result does not show, such as a gradient.
     """
 
     make_inputs: Callable[[np.random.Generator], list[Case]]
@@ -158,6 +160,7 @@ class Trial:
     memory_bytes: int | None = None
     kernel: bool = False
     gpu: str | None = None
+    through: str = ""
 
 
 @dataclass(frozen=True)

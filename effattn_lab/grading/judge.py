@@ -179,9 +179,13 @@ class Sitting:
 
     # ---- the function's results --------------------------------------------------------------------------
 
-    def load(self, child: Child) -> dict[str, Any]:
+    def load(self, child: Child, through: str = "") -> dict[str, Any]:
         refuse = [n for n in self.exercise.from_scratch if n.startswith("torch.")]
-        header = {"op": "load", "cells": self.cells, "function": self.item.function, "refuse": refuse}
+        cells, function = self.cells, self.item.function
+        if through:
+            call = f"def _through(*arguments):\n    return through({function}, *arguments)\n"
+            cells, function = [*cells, [0, f"{through}\n\n{call}"]], "_through"
+        header = {"op": "load", "cells": cells, "function": function, "refuse": refuse}
         return self.ask(child, header).header
 
     def ask(self, child: Child, header: dict[str, Any], fd: int | None = None) -> wire.Frame:
@@ -272,7 +276,7 @@ class Sitting:
         child = self.boxes.get().child(**limits)
         spare = f"with {(trial.memory_bytes or 0) // 2**20} MB to spare: " if limits else ""
         try:
-            self.load(child)
+            self.load(child, trial.through)
             outcomes = []
             for case in cases:
                 value, error, _ = self.call(child, case)

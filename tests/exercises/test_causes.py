@@ -154,6 +154,31 @@ def test_all_axes_turned(tmp_path):
     assert ".mT" in flat(check("linear/linear_attention/forward", fn).report)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda M, B: torch.linalg.solve_triangular(M, B, upper=False),
+        lambda M, B: torch.linalg.solve(M, B),
+        lambda M, B: torch.linalg.inv(M) @ B,
+        lambda M, B: M.inverse() @ B,
+        lambda M, B: torch.linalg.pinv(M) @ B,
+    ],
+    ids=["solve_triangular", "solve", "inv", "inverse", "pinv"],
+)
+def test_a_solver_of_the_library_is_refused(call):
+    """Under the names of torch.linalg too, whose functions call themselves linalg_something."""
+
+    def fn(A, B):
+        return call(torch.eye(A.shape[-1]) + A.tril(-1), B)
+
+    result = check("linear/delta_rule/solve", fn)
+    assert not result
+    report = flat(result.report)
+    assert "does what this exercise asks you to write" in report
+    assert "Start at the top" in report
+    fn(torch.zeros(3, 3), torch.ones(3, 1))  # outside of a check it is there
+
+
 def test_what_is_to_be_written_comes_with_a_nudge():
     def fn(x, weight, bias, tail):
         return torch.nn.functional.conv1d(x[None], weight[:, None], bias, groups=len(x))[0], tail
