@@ -21,7 +21,7 @@ import torch
 from effattn_lab.exercises import judge as selfcheck
 from effattn_lab.exercises.causes import STRUCTURAL, compiler_cause, reordered, structural
 from effattn_lab.exercises.core import Case, Exercise, Failure, Outcome, Probe, Trial
-from effattn_lab.exercises.judge import COMMON, REPEATABLE, UNTOUCHED, Diagnosis, compiler_said
+from effattn_lab.exercises.judge import COMMON, REPEATABLE, UNTOUCHED, Diagnosis, common_hint, compiler_said
 from effattn_lab.exercises.registry import get
 from effattn_lab.grading.claims import own_words, same_bits, value_of
 from effattn_lab.grading.compiled import compile_error
@@ -344,9 +344,11 @@ class Sitting:
     # ---- what is said ------------------------------------------------------------------------------------
 
     def verdicts(self) -> Iterable[Verdict]:
+        wrong = any(self.failures.get(name) for name in self.exercise.properties)
         for name, failure in self.failures.items():
             detail = "; ".join(failure.lines()) if failure else ""
-            hint = (self.own_hint.get(name) or self.hints.get(name, "")) if failure else ""
+            own = self.own_hint.get(name) or common_hint(self.exercise, name, wrong)
+            hint = (own or self.hints.get(name, "")) if failure else ""
             yield Verdict(name, failure is None, detail, hint)
 
     def first_exception(self) -> str:
