@@ -3,6 +3,8 @@
 import importlib
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -69,3 +71,12 @@ def test_a_file_that_may_not_be_written(tmp_path, monkeypatch):
     monkeypatch.setattr(_command.os, "access", lambda path, mode: False)  # root may write everywhere
     with pytest.raises(ArgumentTypeError, match="cannot be written"):
         _command.file_to_write(str(new))
+
+
+def test_a_table_on_the_cpu_begins_without_a_warning_of_fla():
+    """It says that there is no GPU, which the first lines of `effattn bench linear_attention` need not."""
+    pytest.importorskip("fla", reason="fla-core is not installed (extra peers)")
+    code = "from effattn_lab.linear import linear_attention_bench as b; assert b._fla() is not None"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import platform
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,9 @@ def _chunked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 def _fla() -> Callable[..., torch.Tensor] | None:
     """fla's readable chunked form, with the same feature map before it and its own layout [B, N, H, D]."""
     try:
-        from fla.ops.linear_attn.naive import naive_chunk_linear_attn
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # fla warns that there is no GPU; this form is plain PyTorch
+            from fla.ops.linear_attn.naive import naive_chunk_linear_attn
     except ImportError:
         return None
     phi = FEATURE_MAPS["elu"]
