@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from effattn_lab._command import bad_values, file_to_write, positive
 from effattn_lab.measure.xray import show
 
 
@@ -32,12 +33,15 @@ def command(
     """
     parser = argparse.ArgumentParser(description=(purpose or "").splitlines()[0])
     parser.add_argument("--gpu", default="A100,H100")
-    parser.add_argument(f"--{size.replace('_', '-')}", type=int, default=default)
+    parser.add_argument(f"--{size.replace('_', '-')}", type=positive, default=default)
     parser.add_argument("--dtype", default="bf16")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to a file, for `recorded`")
+    parser.add_argument(
+        "--json", type=file_to_write, metavar="FILE", help="write the rows to a file, for `recorded`"
+    )
     chosen = parser.parse_args(arguments)
     number = getattr(chosen, size)
-    table = rows(chosen.gpu, number, chosen.dtype)
+    with bad_values(parser):
+        table = rows(chosen.gpu, number, chosen.dtype)
     if chosen.json:
         versions = {name: importlib.metadata.version(name) for name in ("triton", "fla-core")}
         record = {size: number, "dtype": chosen.dtype, "versions": versions, "rows": table}
