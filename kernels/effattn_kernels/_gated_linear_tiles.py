@@ -113,6 +113,8 @@ SMALL: dict[str, dict[str, Tile]] = {
 UNALIGNED: dict[tuple[str, int, bool], dict[str, Tile]] = {
     ("sm75", 2, True): {"dv": Tile(32, 32, 16, 8, 1)},
     ("sm80", 2, True): {"dstates": Tile(64, 64, 64, 8, 2)},
+    ("sm100", 4, True): {"dqdk": Tile(32, 32, 32, 8, 2)},
+    ("sm120", 4, True): {"dqdk": Tile(32, 32, 32, 8, 2)},
 }
 
 
