@@ -7,8 +7,8 @@ from collections import Counter
 
 import pytest
 
-from effattn_lab.linear.recall import RECIPES
 from effattn_lab.linear.recall_baselines import compressed, counted, parts
+from effattn_lab.linear.recall_tasks import RECIPES
 from effattn_lab.tasks.language import ByteText
 
 
