@@ -148,10 +148,18 @@ def test_a_step_called_with_swapped_arguments(tmp_path):
 
 
 def test_all_axes_turned(tmp_path):
-    fn = lab_function(
-        tmp_path, "linear/linear_attention", "linear_forward", {"k_c.transpose(-1, -2)": "k_c.T"}
+    """In the function itself, and in a step that it calls."""
+    fn = lab_function(tmp_path, "linear/linear_attention", "chunk", {"(q @ k.mT).tril()": "(q @ k.T).tril()"})
+    assert ".T turns all axes" in flat(check("linear/linear_attention/chunk", fn).report)
+    flat_chunk = (
+        "def take(name, fn):\n    return fn\n\n\ndef chunk(S, z, q, k, v):\n    inside = (q @ k.T).tril()\n"
+        "    return q @ S + inside @ v, q @ z + inside.sum(-1), S + k.T @ v, z + k.sum(0)\n\n\n"
     )
-    assert ".mT" in flat(check("linear/linear_attention/forward", fn).report)
+    fn = lab_function(tmp_path, "linear/linear_attention", "linear_forward", {}, flat_chunk)
+    report = flat(check("linear/linear_attention/forward", fn).report)
+    assert "; inside chunk: inside = (q @ k.T).tril()" in report
+    assert ".T turns all axes" in report
+    assert "keepdim" not in report
 
 
 @pytest.mark.parametrize(

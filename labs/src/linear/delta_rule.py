@@ -468,7 +468,7 @@ for layer in (0, 9, 20):
 #
 # The next picture is of layer 20, by the age of the key (1: the last token).
 
-# %% mystnb={"image": {"alt": "Recall of 512 real keys from one state of layer 20, by age. Left: cosine of answer and value; the sum stays near 0.35 at every age, divided or not; the delta rule with beta 1 is 1 for the last token and falls to 0.25, smaller beta begin lower and stay higher for longer. Right: relative error, logarithmic, with a dotted line at 1 for answering zero; the sum is near 100, divided near 1, the delta rules between 0.001 and 1.4."}}
+# %% mystnb={"image": {"alt": "Recall of 512 real keys from one state of layer 20, by age. Left: cosine of answer and value; the sum stays near 0.35 at every age, whatever its length; the delta rule with beta 1 is 1 for the last token and falls to 0.25, smaller beta begin lower and stay higher for longer. Right: relative error, logarithmic, with a dotted line at 1 for answering zero; the sum is near 100, at its best length near 1, the delta rules between 0.001 and 1.4."}}
 k, v = caught[20]
 no_decay = torch.zeros(k.shape[:3])
 added = k.mT @ v
@@ -494,7 +494,7 @@ for part, title in enumerate(("cosine by age", "relative error by age")):
 #
 # Read the right panel with its dotted line in mind: an error of 1 is what an answer of 0 gets. The sum as it is is a hundred
 # times too long. At its best length it has an error of 0.95, and beyond the last dozen tokens no memory does much better;
-# $\beta = 1$ does worse, with 1.4. One state of $64 \times 64$ numbers does not hold 512 keys that lean the same way, whoever
+# $\beta = 1$ does worse, 1.2 to 1.4. One state of $64 \times 64$ numbers does not hold 512 keys that lean the same way, whoever
 # writes it. A trained model chooses $\beta$ for every token. Nobody trained this one for it: read the picture as *what these keys
 # would do to either memory*, not as a verdict on models.
 #
@@ -533,7 +533,7 @@ assert trained[-1]["answers"]["256"] > 0.95 > 0.8 > trained[0]["answers"]["256"]
 # A factor between 0 and 1 can only forget; none of them flips. $1 - \beta$ with $\beta$ near 2 is $-1$: the state turns over at
 # every 1, at any length. (Of 256 words, guessing gets 0.50, give or take 0.06. A share below that is no knowledge of parity
 # either: what a mixer without a flip has learned from shorter beginnings can be wrong more often than right at one length.)
-# Three seeds, softmax attention and a second task (three things, two of them exchanged at each step) are in the chapter, from `python -m effattn_lab.linear.delta_rule_tracking --write`.
+# Six seeds, softmax attention and a second task (three things, two of them exchanged at each step) are in the chapter, from `python -m effattn_lab.linear.delta_rule_tracking --write`.
 #
 # ## Step 10. What does the kernel move? (5 minutes)
 #
