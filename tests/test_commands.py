@@ -29,6 +29,7 @@ WRONG = {
     ),
     "zeros: words": ("linear.zeros_experiment", ["--steps", "many"], "--steps: expected .* 1, got 'many'"),
     "delta: no seed": ("linear.delta_rule_tracking", ["--seeds", "0"], "--seeds: expected an integer"),
+    "letters: no seed": ("linear.selective_ssm_letters", ["--seeds", "0", "--write"], "--seeds: expected an"),
     "speculative": ("linear.speculative_smollm2", ["--new-tokens", "0"], "--new-tokens: expected an integer"),
     "latency": ("linear.linearized_llm_latency", ["--json", "{tmp}/none/x"], "--json: .* there is no folder"),
     "bench: file": ("linear.linear_attention_bench", ["--json", "{tmp}/none/x"], "--json: .* no folder"),

@@ -50,7 +50,7 @@ def clocks() -> Figure:
                     edgecolor=style.PALETTE["white"], linewidth=0, label=f"of {TEXT[m]}",
                 )  # fmt: skip
                 base += left[i]
-            low.set(ylim=(0, 1.45), xticks=capitals, xlabel="characters read")
+            low.set(ylim=(0, 1.75), xticks=capitals, xlabel="characters read")
             low.set_xticklabels([TEXT[m] for m in capitals])
             for ax in (top, low):
                 ax.set_xlim(-0.6, len(TEXT) - 0.4)
@@ -159,6 +159,6 @@ def letters(table: Sequence[dict[str, Any]]) -> Figure:
         ax.set(xscale="log", xlabel="learning rate", ylabel="right answers, %")
         ax.set_xticks(rates, [f"{rate:g}" for rate in rates])
         ax.minorticks_off()
-        ax.legend(loc="lower left", fontsize=9.5)
+        ax.legend(loc="lower center", fontsize=9.5)
     plt.close(fig)
     return fig

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from effattn_lab._command import positive
 from effattn_lab.figures.selective_ssm_lab import Reader, learn, recall
 from effattn_lab.linear.selective_ssm_layer import Mamba
 from effattn_lab.tasks.language import ByteText
@@ -126,8 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from effattn_lab.measure.xray import show
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--seeds", type=positive, default=3)
+    parser.add_argument("--rounds", type=positive, default=ROUNDS)
     parser.add_argument("--write", action="store_true", help=f"keep the rows in {RECORDED.name}")
     chosen = parser.parse_args(arguments)
     table = rows(seeds=range(chosen.seeds), rounds=chosen.rounds)

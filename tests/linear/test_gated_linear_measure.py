@@ -23,6 +23,9 @@ def test_xray_beside_fla():
     kept = [r for r in record["rows"] if r["gpu"] == "A100" and r["kernel"] == "states" and r["by"] == "ours"]
     assert [{**r, "tile": tuple(r["tile"])} for r in kept] == rows[:1]
     assert all(row["spill_bytes"] == 0 for row in record["rows"] if row["by"] == "ours")
+    counts = {(r["gpu"], r["kernel"], r["by"]): r["instructions_per_token"] for r in record["rows"]}
+    for gpu, kernel, by in counts:  # the chapter says: in every step, on either GPU
+        assert by == "fla" or counts[gpu, kernel, "ours"] < counts[gpu, kernel, "fla"], (gpu, kernel)
     with pytest.raises(ValueError, match="head_dim: expected 16, 32 or 64, got 128"):
         gated_linear_peers.rows("A100", head_dim=128)
     with pytest.raises(ValueError, match="kernels: expected some of states"):
