@@ -13,7 +13,7 @@
 # matrix product in a GPU kernel; and say when speculative decoding keeps a model's output distribution exactly.
 #
 # **Time:** two halves of about an hour: steps 1 to 6 are on the linearized layer, the steps after them on speculative
-# decoding. Each half can be done without the other: run the two cells of preparation, then begin at step 1 or at step 7.
+# decoding. Each half can be done without the other: run the cells of preparation, then begin at step 1 or at step 7.
 # Solved, the notebook runs in a minute and a half to two minutes on two CPU cores.
 # **Hardware:** none needed. Without a GPU the kernel runs in Triton's interpreter (same numbers, not the same speed);
 # with one it is compiled. On Colab, choose the GPU runtime *before* you start (Runtime → Change runtime type) and save a
@@ -83,10 +83,13 @@ from effattn_lab.figures import linearized_llm_lab as pictures
 from effattn_lab.figures import speculative as speculative_figures
 from effattn_lab.foundations.attention import repeat_kv
 from effattn_lab.linear import linearized_llm_cost as cost
+
+# %%
+# Both halves use the model. The first time on a machine it is converted: some 20 s.
 from effattn_lab.models import smollm2
 from effattn_lab.tasks import text
 
-model = smollm2.load()  # both halves use it
+model = smollm2.load()
 
 # %% [markdown]
 # ## Step 1. A convolution that must not look ahead (10 minutes)
