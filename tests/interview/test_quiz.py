@@ -244,6 +244,7 @@ def test_export_and_import(tmp_path, data):
         (("--topic", "linear/mamba"), "--topic: expected one of foundations, full"),
         (("--topic", "full/flsh"), "got 'full/flsh'; did you mean full/flash?"),
         (("--topic", "flash"), "got 'flash'; did you mean full/flash?"),
+        (("--topic", "zeros"), "got 'zeros'; did you mean linear/zeros?"),
         (("--level", "guru"), "--level"),
         (("--kind", "riddle"), "--kind"),
         (("--kind", "case", "--topic", "full"), "--kind: no case in this choice of topic and level"),
