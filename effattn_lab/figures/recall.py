@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from effattn_lab.figures.style import COLORS, PALETTE, WIDTH, rc
@@ -84,18 +85,57 @@ def recall_against_state(record: dict[str, Any]) -> Figure:
     return fig
 
 
-def losses(record: dict[str, Any]) -> Figure:
-    """Bits a byte on held-out text for each mixer at equal parameters: a mark for each seed, a bar at the mean."""
+def longer_training(record: dict[str, Any]) -> Figure:
+    """Recall of the same model after few steps and after many: hollow and filled marks at the means, ticks: seeds."""
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update(rc())
+    short = {(e["mixer"], e["size"]): e for e in summary(record)}
+    entries = sorted(summary(record, "mqar_long"), key=lambda e: -e["mean"])
+    steps = [record["recipes"][task]["steps"] for task in ("mqar", "mqar_long")]
+    pairs = record["recipes"]["mqar"]["pairs"][-1]
+    fig, axes = plt.subplots(figsize=(WIDTH, 1.5 + 0.45 * len(entries)), layout="constrained")
+    axes.axvline(100 / pairs, color=COLORS["muted"], linewidth=1.2, linestyle=(0, (2, 2)), zorder=0)
+    for i, e in enumerate(entries):
+        color, _, marker = LOOKS[e["mixer"]]
+        # The same seeds on both sides, should the longer training have fewer.
+        both = (short[e["mixer"], e["size"]]["values"][: len(e["values"])], e["values"])
+        means = [100 * sum(values) / len(values) for values in both]
+        axes.plot(means, [i, i], color=color, linewidth=1.2, alpha=0.6)
+        for values, mean, fill, y in zip(both, means, (PALETTE["white"], color), (i - 0.22, i + 0.22)):
+            axes.plot([100 * v for v in values], [y] * len(values), "|", color=color, markersize=7)
+            axes.plot(mean, i, marker, color=color, markerfacecolor=fill, markersize=9)
+    for count, fill in zip(steps, (PALETTE["white"], PALETTE["black"])):
+        axes.plot([], [], "o", color=PALETTE["black"], markerfacecolor=fill, label=f"{count:,} steps")
+    axes.set_yticks(range(len(entries)), labels=[MIXERS[e["mixer"]].label for e in entries])
+    axes.set(xlabel=f"recall of {pairs} pairs, %", xlim=(0, 104), ylim=(len(entries) - 0.4, -0.6))
+    axes.grid(axis="y", visible=False)
+    fig.legend(loc="outside lower center", ncols=2)
+    return fig
+
+
+def losses(record: dict[str, Any], beside: Sequence[tuple[str, float]] = ()) -> Figure:
+    """Bits a byte on held-out text for each mixer at equal parameters: a mark for each seed, a bar at the mean.
+
+    ``beside``: name and bits a byte of what is no neural network, drawn as upright lines.
+    """
     import matplotlib.pyplot as plt
 
     plt.rcParams.update(rc())
     entries = sorted(summary(record, "language"), key=lambda e: e["mean"])
-    fig, axes = plt.subplots(figsize=(WIDTH, 0.9 + 0.42 * len(entries)), layout="constrained")
+    fig, axes = plt.subplots(figsize=(WIDTH, 1.2 + 0.42 * len(entries)), layout="constrained")
+    for name, bits in beside:
+        axes.axvline(bits, color=COLORS["muted"], linewidth=1.2, linestyle=(0, (2, 2)), zorder=0)
+        axes.annotate(
+            name, (bits, 1), (0, 3), xycoords=("data", "axes fraction"), textcoords="offset points",
+            ha="center", color=COLORS["muted"], fontsize=10.5,
+        )  # fmt: skip
     for i, e in enumerate(entries):
-        color, _, marker = LOOKS[e["mixer"]]
-        bits = [v / math.log(2) for v in e["values"]]
-        axes.plot(bits, [i] * len(bits), marker, color=color, markersize=7, alpha=0.8)
-        axes.plot([sum(bits) / len(bits)] * 2, [i - 0.3, i + 0.3], color=color)
+        color, dash, marker = LOOKS[e["mixer"]]
+        seeds = [v / math.log(2) for v in e["values"]]
+        fill = color if dash else PALETTE["white"]
+        axes.plot(seeds, [i] * len(seeds), marker, color=color, markerfacecolor=fill, markersize=7, alpha=0.8)
+        axes.plot([sum(seeds) / len(seeds)] * 2, [i - 0.3, i + 0.3], color=color)
     axes.set_yticks(range(len(entries)), labels=[MIXERS[e["mixer"]].label for e in entries])
     axes.set(xlabel="bits a byte on held-out text (lower is better)", ylim=(len(entries) - 0.4, -0.6))
     axes.grid(axis="y", visible=False)

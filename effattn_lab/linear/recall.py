@@ -1,7 +1,8 @@
 """What a fixed state can recall: tiny models with each mixer, trained on MQAR at several state sizes.
 
 ``python -m effattn_lab.linear.recall --out FILE`` trains them all and keeps every run in FILE as it ends; called
-again with the same file it goes on where it stopped. ``--task language`` trains on real text instead.
+again with the same file it goes on where it stopped. ``--task`` chooses another recipe: five times the steps, a task
+that overwrites, or real text.
 
 The models follow the recall study of Based (Arora et al. 2024): a gated short convolution first, then one layer of
 the mixer under test, no positions. All have the same number of parameters (the MLP after the mixer absorbs the
@@ -16,9 +17,8 @@ import json
 import math
 import platform
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from itertools import count
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,13 @@ import numpy as np
 import torch
 
 from effattn_lab._atomic import write_atomic
+from effattn_lab._command import bad_values, file_to_write, positive
 from effattn_lab._validate import check_positive_int
 from effattn_lab.linear.mixers import MIXERS, available, build_mixer
+from effattn_lab.linear.recall_tasks import LEFT_OUT, RECIPES, Recipe, batches, held_out, replaced
 from effattn_lab.models.conv_mixer import GatedConvolution
 from effattn_lab.models.tiny import TinyDecoder, count_parameters, match_parameters, state_elements
 from effattn_lab.tasks.language import ByteText
-from effattn_lab.tasks.mqar import Batch, mqar
 
 RECORD = Path(__file__).with_name("recall.json")
 
@@ -41,63 +42,17 @@ TUNING_SEED = 1000
 EARLY = 25
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How every model of one task is trained.
-
-    MQAR asks ``pairs[-1]`` pairs, but for the first ``easy`` steps, where each batch draws one of ``pairs``: without
-    such a beginning even softmax attention stays at chance for most of so short a training.
-    """
-
-    task: str = "mqar"
-    vocab_size: int = 64
-    length: int = 32
-    pairs: tuple[int, ...] = (2, 4, 8)
-    width: int = 64
-    layers: int = 1
-    heads: int = 1
-    easy: int = 200
-    parameters: int = 46_000
-    batch: int = 32
-    steps: int = 600
-    warmup: int = 60
-    rates: tuple[float, ...] = (0.01, 0.003, 0.03)
-    weight_decay: float = 0.1
-    clip: float = 1.0
-    test: int = 512
-    stop_at: float = 0.999
-    seeds: int = 3
-
-
-RECIPES: dict[str, Recipe] = {
-    "mqar": Recipe(),
-    "language": Recipe(
-        task="language",
-        vocab_size=256,
-        length=128,
-        pairs=(),
-        layers=2,
-        heads=4,
-        parameters=130_000,
-        batch=8,
-        steps=200,
-        warmup=30,
-        rates=(0.006,),
-        test=128,
-        stop_at=math.inf,
-    ),
-}
-
-
 def model(mixer: str, size: int, recipe: Recipe) -> TinyDecoder:
     """The model of one run. Weights come from torch's global generator."""
 
     def build(mlp_width: int) -> TinyDecoder:
-        text = recipe.task == "language"
+        # MQAR asks for no order; in a text, and where the last value counts, layers get the positions they have.
+        positions = recipe.data != "mqar"
         mixers = [
-            build_mixer(mixer, recipe.width, size, recipe.heads, positions=text) for _ in range(recipe.layers)
+            build_mixer(mixer, recipe.width, size, recipe.heads, positions=positions)
+            for _ in range(recipe.layers)
         ]
-        if recipe.task == "mqar":
+        if recipe.data != "language":
             # The convolution's block has no MLP, as in Based.
             mixers = [GatedConvolution(recipe.width), *mixers]
             widths = [0] + [mlp_width] * recipe.layers
@@ -107,29 +62,6 @@ def model(mixer: str, size: int, recipe: Recipe) -> TinyDecoder:
     with torch.random.fork_rng():
         mlp_width = match_parameters(build, recipe.parameters)
     return build(mlp_width)
-
-
-def batches(recipe: Recipe, seed: int) -> Iterator[Batch]:
-    """Training data without end; the same seed, the same batches for every mixer."""
-    rng = np.random.default_rng([seed, 1])
-    text = ByteText() if recipe.task == "language" else None
-    for step in count():
-        if text is not None:
-            yield text.batch(recipe.batch, recipe.length, rng)
-        else:
-            pairs = int(rng.choice(recipe.pairs)) if step < recipe.easy else recipe.pairs[-1]
-            yield mqar(
-                recipe.batch, length=recipe.length, pairs=pairs, vocab_size=recipe.vocab_size, seed=rng
-            )
-
-
-def held_out(recipe: Recipe, part: str) -> Batch:
-    """Data of no training run: part "stop" decides when to stop, part "test" gives the result."""
-    if recipe.task == "language":
-        return ByteText().validation(recipe.length, recipe.test)
-    seed = np.random.default_rng([2**32, {"stop": 0, "test": 1}[part]])
-    pairs, vocab_size = recipe.pairs[-1], recipe.vocab_size
-    return mqar(recipe.test, length=recipe.length, pairs=pairs, vocab_size=vocab_size, seed=seed)
 
 
 def train(mixer: str, size: int, rate: float, seed: int, recipe: Recipe) -> dict[str, Any]:
@@ -144,8 +76,8 @@ def train(mixer: str, size: int, rate: float, seed: int, recipe: Recipe) -> dict
 
     Returns:
         a row of the record: what was run, ``state`` (numbers kept a sequence by one mixer, at the recipe's length),
-        ``parameters``, ``early`` (training loss at step 25), ``accuracy`` or ``loss`` (nats a byte), ``steps``,
-        ``seconds`` of this process.
+        ``parameters``, ``early`` (training loss at step 25), ``steps``, what :func:`result` gives, ``seconds`` of
+        this process.
     """
     check_positive_int("size", size)
     torch.manual_seed(seed)
@@ -205,10 +137,18 @@ def schedule(step: int, recipe: Recipe) -> float:
 
 @torch.no_grad()
 def result(net: TinyDecoder, recipe: Recipe) -> dict[str, float]:
-    """What a trained model is judged by, on data it has not seen."""
+    """What a trained model is judged by, on data it has not seen.
+
+    ``accuracy``, or on text ``loss`` (nats a byte). Overwriting also: ``stale``, the share of answers that name the
+    value before the last, and ``once``, the accuracy where each key was written only once.
+    """
     test = held_out(recipe, "test")
-    if recipe.task == "mqar":
-        return {"accuracy": round(net.accuracy(*test), 5)}
+    if recipe.data != "language":
+        found = {"accuracy": net.accuracy(*test)}
+        if recipe.data == "overwrite":
+            found["stale"] = net.accuracy(test.inputs, replaced(test, recipe.pairs[-1]))
+            found["once"] = net.accuracy(*held_out(recipe, "test", writes=1))
+        return {k: round(v, 5) for k, v in found.items()}
     losses = [net.loss(x, y).item() for x, y in zip(test.inputs.split(16), test.targets.split(16))]
     return {"loss": round(float(np.mean(losses)), 5)}
 
@@ -217,18 +157,15 @@ def better(a: dict[str, Any], b: dict[str, Any]) -> bool:
     """Whether row a ended better than row b; of two that recall all, the one that took fewer steps."""
     if "loss" in a:
         return bool(a["loss"] < b["loss"])
-    return bool(
-        (a["accuracy"] >= 0.99, a["accuracy"] if a["accuracy"] < 0.99 else -a["steps"])
-        > (
-            b["accuracy"] >= 0.99,
-            b["accuracy"] if b["accuracy"] < 0.99 else -b["steps"],
-        )
-    )
+    ranks = [(r["accuracy"] >= 0.99, -r["steps"] if r["accuracy"] >= 0.99 else r["accuracy"]) for r in (a, b)]
+    return bool(ranks[0] > ranks[1])
 
 
 def chosen_rate(record: dict[str, Any], task: str, mixer: str) -> float:
-    """The learning rate whose tuning run ended best, of equal ones the first; the only one, if a recipe has one."""
+    """The rate whose tuning run ended best, of equal ones the first; a recipe's only one; without any, MQAR's."""
     rates = record["recipes"][task]["rates"]
+    if not rates:
+        return chosen_rate(record, "mqar", mixer)
     if len(rates) == 1:
         return float(rates[0])
     best: dict[str, Any] | None = None
@@ -247,7 +184,7 @@ class Study:
         self.path, self.recipe = path, recipe
         self.record: dict[str, Any] = {"recipes": {}, "versions": {}, "rows": []}
         if path.is_file():
-            self.record = json.loads(path.read_text(encoding="utf-8"))
+            self.record = _read(path)
         kept = self.record["recipes"].setdefault(recipe.task, asdict(recipe))
         if json.loads(json.dumps(asdict(recipe))) != json.loads(json.dumps(kept)):
             raise ValueError(
@@ -280,12 +217,25 @@ class Study:
         return chosen_rate(self.record, self.recipe.task, mixer)
 
     def run(self, mixers: list[str], sizes: list[int] | None = None) -> None:
-        """Every mixer at every size, seed by seed; on text at its middle size alone."""
+        """Every mixer, seed by seed: in the recipe "mqar" at every size, in the others at its middle size."""
         for seed in range(self.recipe.seeds):
             for mixer in mixers:
                 own = MIXERS[mixer].sizes
                 for size in sizes or (own if self.recipe.task == "mqar" else own[:1]):
                     self.row(mixer, size, self.rate(mixer), seed)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The record that a study goes on with."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"--out: expected a record of this study in {path}, got no JSON: {error}") from None
+    if not isinstance(found, dict) or not {"recipes", "rows"} <= found.keys():
+        raise ValueError(
+            f"--out: expected a record of this study in {path}, got other JSON; give another file"
+        )
+    return found
 
 
 def versions() -> dict[str, str]:
@@ -298,6 +248,7 @@ def versions() -> dict[str, str]:
         "numpy": np.__version__,
         "python": platform.python_version(),
         "threads": str(torch.get_num_threads()),
+        "text": ByteText().sha256[:16],
     }
 
 
@@ -311,10 +262,10 @@ def summary(record: dict[str, Any], task: str = "mqar") -> list[dict[str, Any]]:
     """One entry for each mixer and size, in the table's order and by state size; only runs at the chosen rate.
 
     Returns:
-        ``mixer``, ``size``, ``state``, ``parameters``, ``rate``, ``values`` (one a seed, in the order of the seeds),
-        ``mean``, ``low``, ``high``.
+        ``mixer``, ``size``, ``state``, ``parameters``, ``rate``, ``values`` (accuracies or losses, one a seed, in the
+        order of the seeds), ``mean``, ``low``, ``high``; of overwriting also the means ``stale`` and ``once``.
     """
-    value = "accuracy" if task == "mqar" else "loss"
+    value = "loss" if task.startswith("language") else "accuracy"
     groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in record["rows"]:
         if row["task"] != task or row["seed"] == TUNING_SEED:
@@ -328,21 +279,30 @@ def summary(record: dict[str, Any], task: str = "mqar") -> list[dict[str, Any]]:
         entry = {"mixer": mixer, "size": size, "values": values}
         entry.update({k: rows[0][k] for k in ("state", "parameters", "rate")})
         entry.update(mean=float(np.mean(values)), low=min(values), high=max(values))
+        entry.update({k: float(np.mean([r[k] for r in rows])) for k in ("stale", "once") if k in rows[0]})
         found.append(entry)
     return found
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train what the record lacks."""
     parser = argparse.ArgumentParser(prog="python -m effattn_lab.linear.recall", description=__doc__)
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="the record, JSON; kept up to date"
+        "--out", type=file_to_write, required=True, metavar="FILE", help="the record, JSON; kept up to date"
     )
     parser.add_argument("--task", choices=list(RECIPES), default="mqar")
-    parser.add_argument("--mixers", nargs="+", choices=available(), default=available())
-    parser.add_argument("--sizes", nargs="+", type=int, default=None, help="instead of each mixer's own list")
-    args = parser.parse_args()
+    parser.add_argument(
+        "--mixers", nargs="+", choices=available(), default=None, help="instead of the task's own"
+    )
+    parser.add_argument(
+        "--sizes", nargs="+", type=positive, default=None, help="instead of each mixer's own list"
+    )
+    args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    Study(args.out, RECIPES[args.task]).run(args.mixers, args.sizes)
+    with bad_values(parser):
+        study = Study(args.out, RECIPES[args.task])
+    own = [name for name in available() if name not in LEFT_OUT.get(args.task, ())]
+    study.run(args.mixers or own, args.sizes)
     return 0
 
 

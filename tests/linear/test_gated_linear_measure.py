@@ -1,5 +1,7 @@
 """The instruments of gated linear attention: the table beside fla, tiles that do not spill, figures."""
 
+import math
+
 import pytest
 import torch
 
@@ -59,4 +61,6 @@ def test_profile_by_distance():
     lag = (torch.arange(n)[:, None] - torch.arange(n)).clamp(min=0)
     decayed = (0.9**lag).tril()[None, None]
     assert gated_linear_lab.by_distance(decayed) == pytest.approx([0.9**d for d in range(n // 2)], rel=1e-5)
+    normalised = gated_linear_lab.by_distance(decayed / decayed.sum(-1, keepdim=True))
+    assert gated_linear_lab.decay_by_distance(math.log(0.9), n // 2) == pytest.approx(normalised, rel=1e-5)
     assert gated_linear_lab.first_token(decayed) == pytest.approx(float((0.9 ** torch.arange(32, 64)).mean()))

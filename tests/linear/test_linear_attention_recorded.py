@@ -36,6 +36,10 @@ def test_the_recorded_bench():
     assert {row["seqlen"] for row in table} >= set(bench.LENGTHS)
     assert all(row["correct"] for row in table)
     assert record["crossovers"] == bench.crossovers(table)
+    measured = {(r["pass"], r["implementation"]): r["measured_length"] for r in record["crossovers"]}
+    # The chapter and an answer of the interview bank say "about a thousand" and "seven thousand".
+    assert 750 <= measured["forward", "chunked"] <= 1250
+    assert 6500 <= measured["decode", "step"] <= 7500
     for row in table:
         if row["implementation"] != "sdpa":
             (sdpa,) = [
