@@ -41,7 +41,7 @@ TABLE: dict[tuple[str, int, bool], Tiles] = {
     ("sm75", 2, False): _row(32, *[(32, 32, 8, 1)] * 5),
     ("sm75", 2, True): _row(32, *[(32, 32, 8, 1)] * 5),
     ("sm75", 4, False): _row(32, *[(32, 32, 8, 1)] * 5),
-    ("sm75", 4, True): _row(32, *[(32, 32, 8, 1)] * 5),
+    ("sm75", 4, True): _row(32, (32, 32, 8, 1), (32, 16, 8, 1), *[(32, 32, 8, 1)] * 3),
     ("sm80", 2, False): _row(
         64, (64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2), (32, 64, 8, 2), (64, 64, 4, 2)
     ),
@@ -50,7 +50,7 @@ TABLE: dict[tuple[str, int, bool], Tiles] = {
     ),
     ("sm80", 4, False): _row(32, *[(32, 32, 4, 2)] * 5),
     ("sm80", 4, True): _row(
-        32, (32, 32, 4, 2), (32, 32, 4, 2), (32, 32, 4, 2), (32, 32, 4, 2), (32, 32, 8, 2)
+        32, (32, 32, 4, 2), (32, 32, 8, 2), (32, 32, 4, 2), (32, 32, 4, 2), (32, 32, 8, 2)
     ),
     ("sm89", 2, False): _row(
         64, (64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2), (32, 32, 8, 2), (64, 64, 4, 2)
@@ -112,7 +112,6 @@ SMALL: dict[str, dict[str, Tile]] = {
 # Rows that do not begin at multiples of 16 bytes are loaded element by element, and every address takes registers.
 UNALIGNED: dict[tuple[str, int, bool], dict[str, Tile]] = {
     ("sm75", 2, True): {"dv": Tile(32, 32, 16, 8, 1)},
-    ("sm75", 4, True): {"outputs": Tile(32, 32, 16, 8, 1)},
     ("sm80", 2, True): {"dstates": Tile(64, 64, 64, 8, 2)},
     ("sm100", 4, True): {"dqdk": Tile(32, 32, 32, 8, 2)},
     ("sm120", 4, True): {"dqdk": Tile(32, 32, 32, 8, 2)},
