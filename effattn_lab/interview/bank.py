@@ -210,7 +210,9 @@ def select(
         parts = {name.split("/")[0] for name in known}
         if topic not in known and topic not in parts:
             names = [*sorted(parts), *known]
-            near = [name for name in known if name.endswith("/" + topic)] or get_close_matches(topic, names, n=1)
+            near = [name for name in known if name.endswith("/" + topic)] or get_close_matches(
+                topic, names, n=1
+            )
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"topic: expected one of {', '.join(names)}, got {topic!r}{hint}")
         questions = [q for q in questions if q.topic == topic or q.topic.startswith(topic + "/")]
