@@ -46,6 +46,18 @@ class DecodeCache(ABC):
         self._take(k, v)
         self.length += k.shape[2]
 
+    def prefill(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Take a prompt of ``n`` tokens with its queries ``[B, Hq, n, D]``: some rules ask what these looked at.
+
+        The prompt's own attention is the model's business, and full.
+        """
+        check_qkv(q, k, v)
+        if q.shape[2] != k.shape[2]:
+            raise ValueError(f"q: expected a query for each of the {k.shape[2]} tokens, got {q.shape[2]}")
+        if self.length:
+            raise ValueError(f"prefill: expected an empty cache, got one with {self.length} tokens")
+        self.append(k, v)
+
     def _take(self, k: torch.Tensor, v: torch.Tensor) -> None:
         empty = self.length == 0
         self.k = k if empty else torch.cat([self.k, k], dim=2)
@@ -133,11 +145,24 @@ def captured_mass(
     The right measure of a choice: ``o - o_S = (1 - mu) (o_rest - o_S)``, so the error is at most ``1 - mu`` times the
     spread of the values.
     """
-    scale = resolve_scale(scale, q.shape[3])
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    keys = repeat_kv(k, q.shape[1] // k.shape[1]).to(dtype)
-    a = torch.softmax(scale * (q.to(dtype) @ keys.transpose(-1, -2))[:, :, 0], dim=-1)
+    a = torch.softmax(decode_scores(q, k, scale=scale), dim=-1)
     held = torch.gather(a, 2, index)
     if valid is not None:
         held = held.masked_fill(~valid, 0.0)
     return held.sum(dim=-1)
+
+
+def decode_scores(q: torch.Tensor, k: torch.Tensor, *, scale: float | None = None) -> torch.Tensor:
+    """Scaled scores of one query ``[B, Hq, 1, D]`` against all keys: ``[B, Hq, N]`` in at least float32."""
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    keys = repeat_kv(k, q.shape[1] // k.shape[1]).to(dtype)
+    return resolve_scale(scale, q.shape[3]) * (q.to(dtype) @ keys.transpose(-1, -2))[:, :, 0]
+
+
+def shared_by_group(score: torch.Tensor, num_kv_heads: int) -> torch.Tensor:
+    """``score [B, Hq, n]``, for each query head the largest in its group: heads that share keys choose alike.
+
+    Else a group of ``G`` heads may name ``G`` times as many tokens, and the keys of all of them are loaded.
+    """
+    groups = score.shape[1] // num_kv_heads
+    return score.unflatten(1, (num_kv_heads, groups)).amax(dim=2).repeat_interleave(groups, dim=1)
