@@ -119,6 +119,36 @@ def block_list(
     return BlockList(index, count, tile, masks, seqlen_q, seqlen_k)
 
 
+def causal_block_list(selected: torch.Tensor, seqlen: int, block_size: int) -> BlockList:
+    """The list of a choice of whole blocks, causal inside the diagonal ones.
+
+    Args:
+        selected: bool ``[B, Hq, n, n]``, which blocks of keys each block of queries reads, with
+            ``n = ceil(N / block_size)``; what lies above the diagonal is not read, whatever it says.
+        seqlen: N.
+        block_size: tokens a block, of queries and keys alike.
+    """
+    check_positive_int("seqlen", seqlen)
+    check_positive_int("block_size", block_size)
+    n = -(-seqlen // block_size)
+    if selected.dtype != torch.bool or selected.dim() != 4 or selected.shape[2:] != (n, n):
+        raise ValueError(
+            f"selected: expected bool [B, Hq, {n}, {n}], got {selected.dtype} {tuple(selected.shape)}"
+        )
+    past = torch.ones(n, n, dtype=torch.bool, device=selected.device).tril()
+    chosen = selected & past
+    count = chosen.sum(dim=-1, dtype=torch.int32)
+    width = max(1, int(count.max()))
+    # A stable sort puts the chosen first and leaves their order.
+    index = torch.sort((~chosen).to(torch.uint8), dim=-1, stable=True).indices[..., :width].to(torch.int32)
+    listed = torch.arange(width, device=selected.device) < count[..., None]
+    index = index.masked_fill(~listed, 0)
+    row = torch.arange(n, device=selected.device)[:, None]
+    tile = ((index == row) & listed).to(torch.int32)
+    triangle = torch.ones(1, block_size, block_size, dtype=torch.bool, device=selected.device).tril()
+    return BlockList(index, count, tile, triangle, seqlen, seqlen)
+
+
 def _tiled(keep: torch.Tensor, block_m: int, block_n: int, columns: int, *, fill: bool) -> torch.Tensor:
     """``[heads, rows, Nk]`` to ``[heads, block_m, columns, block_n]``, ends filled up."""
     heads, rows, keys = keep.shape
