@@ -13,7 +13,9 @@ writes the custom element that ``_sims/tile-stepper.js`` defines, with the JSON 
 ``fetch`` do not work when a page is opened from a file.
 
 ``:data: package.module:function`` calls that Python function when the page is read and inlines what it returns,
-so that a table lives in the package alone; a body, if any, must be an object and overrides single fields.
+so so that a table lives in the package alone; a body, if any, must be an object and overrides single fields.
+
+A script that says ``// needs: name`` in a line of its own builds on ``_sims/name.js``, which is loaded before it.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 DEFINE = re.compile(r"""customElements\s*\.\s*define\(\s*["'`]([a-z][a-z0-9]*(?:-[a-z0-9]+)+)["'`]""")
+NEEDS = re.compile(r"^// needs: ([a-z][a-z0-9-]*)$", re.MULTILINE)
 
 
 def provided(spec: str) -> Any:
@@ -58,7 +61,8 @@ class Sim(SphinxDirective):
         if not script.is_file():
             raise self.error(f"sim: there is no simulator _sims/{name}.js")
         self.env.note_dependency(str(script))
-        defined = DEFINE.findall(script.read_text(encoding="utf-8"))
+        text = script.read_text(encoding="utf-8")
+        defined = DEFINE.findall(text)
         if not defined:
             raise self.error(f"sim: _sims/{name}.js defines no custom element")
         tag = name if name in defined else defined[0]
@@ -81,9 +85,14 @@ class Sim(SphinxDirective):
             inline = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
             body = f'<script type="application/json">{inline}</script>'
 
-        self.env.metadata[self.env.docname].setdefault("sims", [])
-        if name not in self.env.metadata[self.env.docname]["sims"]:
-            self.env.metadata[self.env.docname]["sims"].append(name)
+        loaded = self.env.metadata[self.env.docname].setdefault("sims", [])
+        for needed in NEEDS.findall(text):
+            base = script.with_name(f"{needed}.js")
+            if not base.is_file():
+                raise self.error(f"sim {name}: it needs _sims/{needed}.js, and there is no such file")
+            self.env.note_dependency(str(base))
+            loaded += [needed] if needed not in loaded else []
+        loaded += [name] if name not in loaded else []
         markup = (
             f'<{tag} class="sim" data-sim="{name}">{body}'
             f"<noscript><p>{html.escape(alt)}</p></noscript></{tag}>"

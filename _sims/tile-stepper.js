@@ -1,8 +1,11 @@
 // <tile-stepper>: walk through the tiles of one small attention head, one at a time.
 // The arithmetic is in pure functions (window.effattn.tileStepper); the browser test compares
 // them with effattn_lab. The element only draws the frames that simulate() returns.
+// needs: stepper
 (function () {
   "use strict";
+
+  const { Stepper, dot, maxDiff, fmt } = window.effattn.stepper;
 
   // One head, 8 tokens, head_dim 2. A {sim} body may replace any of these fields.
   const DEFAULTS = {
@@ -11,8 +14,6 @@
     v: [[1, 0], [0, 1], [2, 1], [-1, 2], [1, -1], [0, 2], [3, 0], [1, 1]],
     blockQ: 4, blockK: 2, causal: true, itemsize: 2, lseItemsize: 4,
   };
-
-  const dot = (a, b) => a.reduce((sum, x, i) => sum + x * b[i], 0);
 
   // Bottom-right aligned causal rule: the queries are the last positions of the keys.
   const visible = (i, j, nq, nk, causal) => !causal || j <= i + nk - nq;
@@ -81,105 +82,24 @@
     return { frames, out, lse, tiles, skipped: all - tiles, rescales, bytes };
   }
 
-  // Largest absolute difference of two [n][D] tables.
-  const maxDiff = (a, b) => Math.max(...a.map((row, i) => Math.max(...row.map((x, c) => Math.abs(x - b[i][c])))));
+  window.effattn.tileStepper = { DEFAULTS, naive, keyTiles, simulate };
 
-  window.effattn = window.effattn || {};
-  window.effattn.tileStepper = { DEFAULTS, naive, keyTiles, simulate, maxDiff };
+  class TileStepper extends Stepper {
+    static defaults = DEFAULTS;
+    static lines = 2;
+    static group = "Step through the tiles";
+    static stage = "Tile picture";
 
-  const CSS = `
-  tile-stepper { display:block; border:1px solid var(--pst-color-border,#999); border-radius:6px; padding:.8rem; margin:1rem 0;
-    color:var(--pst-color-text-base,#222); font-size:.92rem }
-  tile-stepper .ts-bar { display:flex; flex-wrap:wrap; gap:.5rem .9rem; align-items:center; margin-bottom:.6rem }
-  tile-stepper button, tile-stepper select { font:inherit; color:inherit; background:var(--pst-color-surface,#eee);
-    border:1px solid var(--pst-color-text-muted,#666); border-radius:4px; padding:.25rem .7rem; min-height:2.2rem }
-  tile-stepper button:disabled { opacity:.5 }
-  tile-stepper :is(button,select,input,.ts-stage):focus-visible { outline:3px solid var(--pst-color-primary,#0072b2); outline-offset:2px }
-  tile-stepper .ts-stage { display:flex; flex-wrap:wrap; gap:1rem; align-items:flex-start }
-  tile-stepper svg { flex:1 1 240px; max-width:340px; width:100%; height:auto }
-  tile-stepper .ts-side { flex:1 1 250px; min-width:0 }
-  tile-stepper .ts-say { min-height:3.2em; margin:0 0 .5rem }
-  tile-stepper table { color:inherit; border-collapse:collapse; width:100%; margin:0 0 .6rem; font-variant-numeric:tabular-nums; font-size:.88rem }
-  tile-stepper th, tile-stepper td { padding:.12rem .3rem; text-align:right; border-bottom:1px solid var(--pst-color-border,#ccc) }
-  tile-stepper caption { text-align:left; caption-side:top; font-weight:600; color:inherit; padding:0 0 .2rem }
-  tile-stepper svg text { font-size:9px; fill:currentColor }
-  tile-stepper svg .on { fill:#fff } tile-stepper svg .lab { font-size:10px }`;
-
-  const fmt = (x) => x === null ? "–" : x === -Infinity ? "−∞" : x.toFixed(2).replace("-", "−");
-
-  class TileStepper extends HTMLElement {
-    connectedCallback() {
-      if (this.ready) return;
-      this.ready = true;
-      const body = this.querySelector('script[type="application/json"]');
-      this.cfg = Object.assign({}, DEFAULTS, body && body.textContent.trim() ? JSON.parse(body.textContent) : {});
-      if (!document.getElementById("tile-stepper-css")) {
-        const style = document.createElement("style");
-        style.id = "tile-stepper-css"; style.textContent = CSS; document.head.append(style);
-      }
-      const n = this.cfg.q.length;
+    controls() {
+      const { q, blockQ, blockK, causal } = this.cfg;
       const choose = (name, chosen) => `<select data-set="${name}">` +
-        [1, 2, 3, 4, 8].filter((b) => b <= n).map((b) => `<option${b === chosen ? " selected" : ""}>${b}</option>`).join("") + "</select>";
-      const shell = document.createElement("div");
-      shell.innerHTML = `
-        <div class="ts-bar">
-          <label>queries per tile ${choose("blockQ", this.cfg.blockQ)}</label>
-          <label>keys per tile ${choose("blockK", this.cfg.blockK)}</label>
-          <label><input type="checkbox" data-set="causal"${this.cfg.causal ? " checked" : ""}> causal</label>
-        </div>
-        <div class="ts-bar" role="group" aria-label="Step through the tiles">
-          <button type="button" data-do="reset">Start</button><button type="button" data-do="back">Back</button>
-          <button type="button" data-do="step">Step</button><button type="button" data-do="play" aria-pressed="false">Play</button>
-          <button type="button" data-do="end">End</button><span class="ts-count"></span>
-        </div>
-        <div class="ts-stage" tabindex="0" role="group" aria-label="Tile picture: left and right arrows step, space plays">
-          <svg viewBox="0 0 262 262" role="img"></svg>
-          <div class="ts-side"><p class="ts-say" aria-live="polite"></p><div class="ts-tables"></div></div>
-        </div>`;
-      this.append(shell);
-      this.addEventListener("click", (e) => { const b = e.target.closest("button[data-do]"); if (b) this.act(b.dataset.do); });
-      this.addEventListener("change", (e) => {
-        const name = e.target.dataset.set;
-        if (!name) return;
-        this.cfg[name] = name === "causal" ? e.target.checked : Number(e.target.value);
-        this.restart();
-      });
-      this.querySelector(".ts-stage").addEventListener("keydown", (e) => {
-        const what = { ArrowRight: "step", ArrowLeft: "back", Home: "reset", End: "end", " ": "play" }[e.key];
-        if (what) { e.preventDefault(); this.act(what); }
-      });
-      this.restart();
+        [1, 2, 3, 4, 8].filter((b) => b <= q.length).map((b) => `<option${b === chosen ? " selected" : ""}>${b}</option>`).join("") + "</select>";
+      return `<label>queries per tile ${choose("blockQ", blockQ)}</label>
+        <label>keys per tile ${choose("blockK", blockK)}</label>
+        <label><input type="checkbox" data-set="causal"${causal ? " checked" : ""}> causal</label>`;
     }
 
-    disconnectedCallback() { this.stop(); }
-
-    restart() {
-      this.stop();
-      this.run = simulate(this.cfg);
-      this.truth = naive(this.cfg);
-      this.at = 0;
-      this.draw();
-    }
-
-    act(what) {
-      const last = this.run.frames.length;
-      if (what !== "play") this.stop();
-      if (what === "reset") this.at = 0;
-      if (what === "back") this.at = Math.max(0, this.at - 1);
-      if (what === "step") this.at = Math.min(last, this.at + 1);
-      if (what === "end") this.at = last;
-      if (what === "play") {
-        if (this.timer) { this.stop(); return this.draw(); }
-        if (this.at === last) this.at = 0;
-        this.timer = setInterval(() => { this.at += 1; if (this.at >= last) this.stop(); this.draw(); }, 1100);
-      }
-      this.draw();
-    }
-
-    stop() {
-      if (this.timer) clearInterval(this.timer);
-      this.timer = null;
-    }
+    compute() { return { run: simulate(this.cfg), truth: naive(this.cfg) }; }
 
     say(frame) {
       const span = ([a, b]) => (b - a === 1 ? `${a}` : `${a}–${b - 1}`);
@@ -194,55 +114,38 @@
         (frame.alpha.some((f, r) => f < 1 && f > 0) ? "A new maximum: old sums are multiplied by α." : "No sum so far needs correcting.");
     }
 
-    draw() {
-      const { cfg, run } = this, frame = this.at < run.frames.length ? run.frames[this.at] : null;
-      this.querySelector(".ts-count").textContent = `step ${this.at} of ${run.frames.length}`;
-      this.querySelector('[data-do="back"]').disabled = this.at === 0;
-      this.querySelector('[data-do="step"]').disabled = !frame;
-      const play = this.querySelector('[data-do="play"]');
-      play.textContent = this.timer ? "Pause" : "Play"; play.setAttribute("aria-pressed", String(Boolean(this.timer)));
-      const say = this.querySelector(".ts-say"), words = this.say(frame);
-      if (say.textContent !== words) say.textContent = words;
-      this.drawGrid(frame);
-      this.drawTables(frame || run.frames[run.frames.length - 1], !frame);
-      const svg = this.querySelector("svg");
-      svg.setAttribute("aria-label", `${cfg.q.length} by ${cfg.k.length} score matrix in tiles of ${cfg.blockQ} by ${cfg.blockK}. ${words}`);
+    describe() {
+      const { q, k, blockQ, blockK } = this.cfg;
+      return `${q.length} by ${k.length} score matrix in tiles of ${blockQ} by ${blockK}.`;
     }
 
-    drawGrid(frame) {
+    picture(frame) {
       const { cfg, run } = this, nq = cfg.q.length, nk = cfg.k.length, w = 240 / Math.max(nq, nk);
       const past = new Set();
       run.frames.slice(0, this.at).forEach((f) => {
         if (f.kind === "tile") for (let i = f.rows[0]; i < f.rows[1]; i++) for (let j = f.cols[0]; j < f.cols[1]; j++) past.add(i * nk + j);
       });
-      let svg = `<defs><pattern id="ts-hatch" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">
-        <rect width="2" height="6" fill="var(--pst-color-text-muted,#777)" opacity=".45"/></pattern></defs>
-        <text class="lab" x="142" y="9" text-anchor="middle">keys →</text>
-        <text class="lab" x="9" y="142" text-anchor="middle" transform="rotate(-90 9 142)">← queries</text>`;
+      let svg = "";
       for (let i = 0; i < nq; i++) for (let j = 0; j < nk; j++) {
-        const x = 20 + j * w, y = 16 + i * w, seen = visible(i, j, nq, nk, cfg.causal);
+        const hidden = !visible(i, j, nq, nk, cfg.causal);
         const now = frame && frame.kind === "tile" && i >= frame.rows[0] && i < frame.rows[1] && j >= frame.cols[0] && j < frame.cols[1];
-        const fill = now ? (seen ? "#0072B2" : "url(#ts-hatch)") : !seen ? "url(#ts-hatch)" : past.has(i * nk + j) ? "var(--pst-color-border,#ccc)" : "none";
-        svg += `<rect x="${x}" y="${y}" width="${w - 1}" height="${w - 1}" fill="${fill}" stroke="var(--pst-color-text-muted,#777)" stroke-width=".4"/>`;
-        if (now) {
-          const s = frame.scores[i - frame.rows[0]][j - frame.cols[0]];
-          svg += `<text class="${seen ? "on" : ""}" x="${x + w / 2}" y="${y + w / 2 + 3}" text-anchor="middle">${seen ? s.toFixed(1).replace("-", "−") : "×"}</text>`;
-        }
+        const text = now && (hidden ? "×" : fmt(frame.scores[i - frame.rows[0]][j - frame.cols[0]], 1));
+        svg += this.cell(i, j, w, { hidden, now, past: past.has(i * nk + j), text });
       }
       for (let a = 0; a < nq; a += cfg.blockQ) for (let c = 0; c < nk; c += cfg.blockK) {
         const h = Math.min(cfg.blockQ, nq - a), b = Math.min(cfg.blockK, nk - c);
         svg += `<rect x="${19.5 + c * w}" y="${15.5 + a * w}" width="${b * w}" height="${h * w}" fill="none" stroke="currentColor" stroke-width="1.2"/>`;
       }
       if (frame) svg += `<rect x="18" y="${14.5 + frame.rows[0] * w}" width="${nk * w + 3}" height="${(frame.rows[1] - frame.rows[0]) * w + 2}" fill="none" stroke="#D55E00" stroke-width="2.5"/>`;
-      this.querySelector("svg").innerHTML = svg;
+      return svg;
     }
 
-    drawTables(frame, done) {
+    tables(frame, done) {
       const rows = frame.m.map((m, r) => `<tr><th scope="row">${frame.rows[0] + r}</th><td>${fmt(m)}</td><td>${fmt(frame.alpha[r])}</td>` +
-        `<td>${fmt(frame.l[r])}</td><td>${frame.acc[r].map(fmt).join(", ")}</td></tr>`).join("");
+        `<td>${fmt(frame.l[r])}</td><td>${frame.acc[r].map((x) => fmt(x)).join(", ")}</td></tr>`).join("");
       const names = ["Q", "K", "V", "O", "LSE"], sum = names.reduce((s, x) => s + frame.total[x], 0);
       const cell = (x, plus) => `<td>${plus && x ? "+" : ""}${x || 0}</td>`;
-      this.querySelector(".ts-tables").innerHTML = `
+      return `
         <table><caption>In fast memory (registers)</caption><thead><tr><th scope="col">query</th><th scope="col">m</th><th scope="col">α</th>
         <th scope="col">ℓ</th><th scope="col">acc</th></tr></thead><tbody>${rows}</tbody></table>
         <table><caption>Bytes across HBM: ${sum}</caption><thead><tr><td></td>${names.map((x) => `<th scope="col">${x}</th>`).join("")}</tr></thead>

@@ -9,9 +9,13 @@ from typing import Any
 
 import torch
 
-from effattn_lab.exercises.core import Case, Exercise, Failure
+from effattn_lab.exercises.core import Case, Exercise, Failure, Kernel
 from effattn_lab.exercises.source import kernels_of, returns, text_of
 
+_ALL_AXES = (
+    ".T turns all axes of a tensor around, the batch and the heads too; .mT, or transpose(-1, -2), swaps the last "
+    "two."
+)
 #: Kinds of failure that outrank any guess from numbers.
 STRUCTURAL = ("exception", "none", "type", "shape", "dtype")
 
@@ -36,6 +40,8 @@ def structural(exercise: Exercise, fn: Callable[..., Any] | None, case: Case, fa
     if failure.kind == "type":
         return f"The function should be {exercise.signature}."
     if failure.kind == "shape":
+        if fn is not None and _transposes(text_of(fn), case):
+            return _ALL_AXES
         return (
             "A reduction without keepdim, a missing [..., None], or an axis too many. Print the shapes line by "
             f"line; the function should be {exercise.signature}."
@@ -44,25 +50,65 @@ def structural(exercise: Exercise, fn: Callable[..., Any] | None, case: Case, fa
         return "A cast in between (.half(), .double(), a tensor made without dtype=) changed the type of the result."
     if failure.kind == "exception":
         in_kernel = kernels_of(fn) if fn is not None else exercise.kernel
-        return (_in_kernel(failure) if in_kernel else None) or _in_torch(exercise, fn, case, failure)
+        told = _in_kernel(failure, exercise.kernel) if in_kernel else None
+        return told or _in_torch(exercise, fn, case, failure)
     return None
 
 
-def _in_kernel(failure: Failure) -> str | None:
+def _in_kernel(failure: Failure, kernel: Kernel | None) -> str | None:
     """Errors of Triton, compiled or interpreted."""
     message, line = failure.compared, failure.where
     if re.search(r"\b(?:torch|np|math)\.", line) and not line.startswith("raised"):
         return "A kernel knows neither torch nor NumPy: its operations are those of triton.language, tl.something."
     if " @ " in line:
         return "There is no @ inside a kernel: the matrix product has a name of its own, tl.dot."
-    if re.search(r"\w\[\s*-?\d+\s*\]", line) or "unsupported tensor index" in message:
+    picked = "not iterable" in message and re.search(r"\w\[[^\]:]*\](?!\s*\()", line)
+    if picked or re.search(r"\w\[\s*-?\d+\s*\]", line) or "unsupported tensor index" in message:
         return (
             "A tile inside a kernel cannot be indexed: [:, None] and [None, :] add an axis, nothing picks an entry. "
             "Compute the number from tl.program_id and the block sizes."
         )
     if "same dtype" in message or "Both operands" in message:
-        return "tl.dot wants both operands in one type; p is float32 whatever the inputs are: p.to(v.dtype)."
+        return "tl.dot wants both operands in one type. " + two_types(message, line)
+    if _SIZES.search(message):
+        text = (
+            "Two tiles on that line do not line up. A vector goes down the rows as x[:, None] and along the columns "
+            "as x[None, :]; tl.sum(x, 0) leaves one number a column, tl.sum(x, 1) one a row."
+        )
+        return f"{text} {kernel.layout}".strip() if kernel else text
     return compiler_cause(message)
+
+
+def two_types(message: str, line: str) -> str:
+    """Which operand of a tl.dot is to be cast: from Triton's "Got fp16 and fp32" and the line, if it is there."""
+    types = re.search(r"Got (\w+) and (\w+)", message)
+    if types is None:
+        return "Cast one of them: x.to(y.dtype)."
+    wide = 0 if types[1] == "fp32" else 1  # sums are float32, and inputs may not be
+    place = ("first", "second")
+    text = f"Here the {place[wide]} is {types[1 + wide]}, the {place[1 - wide]} {types[2 - wide]}"
+    dots = _arguments(line, "tl.dot")
+    if len(dots) == 1 and len(dots[0]) >= 2:
+        names = [x if re.fullmatch(r"[\w.]+(\(.*\))?", x) else f"({x})" for x in dots[0]]
+        return f"{text}: {names[wide]}.to({names[1 - wide]}.dtype)."
+    return f"{text}: cast the {place[wide]} one, x.to(y.dtype)."
+
+
+def _arguments(line: str, name: str) -> list[list[str]]:
+    """Arguments of each call of ``name`` on a line of code, those that stand on that line."""
+    found = []
+    for call in re.finditer(re.escape(name) + r"\(", line):
+        depth, parts = 0, [""]
+        for sign in line[call.end() :]:
+            depth += (sign in "([") - (sign in ")]")
+            if depth < 0:
+                break
+            if sign == "," and depth == 0:
+                parts.append("")
+            else:
+                parts[-1] += sign
+        found.append([part.strip() for part in parts if part.strip()])
+    return found
 
 
 def compiler_cause(message: str) -> str | None:
@@ -96,7 +142,17 @@ def compiler_cause(message: str) -> str | None:
 
 def _in_torch(exercise: Exercise, fn: Callable[..., Any] | None, case: Case, failure: Failure) -> str | None:
     message, line = failure.compared, failure.where
+    if message.startswith("NotAllowed"):
+        return f"It has to be written from simpler operations. {exercise.hints[0]}"
     sizes = _SIZES.search(message)
+    if (sizes or _PRODUCT.search(message)) and _transposes(line, case):
+        return _ALL_AXES
+    called = re.search(r"; inside (\w+)", line)
+    if called and (sizes or _PRODUCT.search(message)):
+        return (
+            f"The sizes meet inside {called[1]}, and do not fit. Are its arguments in the order of its signature, "
+            "and has each the shape that it is written for? (What made one of them may have been called wrongly.)"
+        )
     if sizes:
         tensors = [x for x in case.kwargs.values() if isinstance(x, torch.Tensor)]
         rank = max((x.dim() for x in tensors), default=0)
@@ -127,6 +183,12 @@ def _in_torch(exercise: Exercise, fn: Callable[..., Any] | None, case: Case, fai
     if line.startswith("raised while calling"):
         return f"The function should be {exercise.signature}."
     return None
+
+
+def _transposes(text: str, case: Case) -> bool:
+    """Is there a .T in the code although tensors have more than two axes?"""
+    rank = max((x.dim() for x in case.kwargs.values() if isinstance(x, torch.Tensor)), default=0)
+    return rank > 2 and re.search(r"\.T\b", text) is not None
 
 
 def reordered(exercise: Exercise, value: Any, want: tuple[torch.Tensor, ...], case: Case) -> str | None:

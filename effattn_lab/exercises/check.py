@@ -18,6 +18,7 @@ from effattn_lab.exercises.judge import (
     REPEATABLE,
     UNTOUCHED,
     Run,
+    common_hint,
     diagnose,
     empty_blanks,
     repeated,
@@ -71,7 +72,8 @@ def check(exercise_id: str, fn: Callable[..., Any], *, seed: int = 0, hint: int 
 
     Returns:
         a `Result`, true when every property holds. What a failing line says: what was compared, the first
-        offending index, the size of the error and a likely cause; never the expected values.
+        offending index, the size of the error and a likely cause; never the expected values, except one row where
+        they are integers or bools.
     """
     exercise = get(exercise_id)
     if not callable(fn):
@@ -134,7 +136,7 @@ def _listed(failures: Mapping[str, Failure | None], skipped: Mapping[str, str]) 
         elif failure.kind not in told:
             told[failure.kind] = failure.lines()
             lines.append(f"  ✗ {name}")
-            lines += _wrapped(failure.lines(), "      ")
+            lines += _wrapped([*failure.lines(), *([failure.row] if failure.row else [])], "      ")
         else:
             lines += _wrapped([f"✗ {name}: {_again(failure, told[failure.kind])}"], "  ")
     return lines
@@ -185,6 +187,7 @@ def _causes(
             alias = (
                 "An argument, or a view of it, is handed back as a result: return a new tensor, or clone it."
             )
+            hint = common_hint(exercise, name, bool(wrong)) or hint
             said.append(f"Likely cause: {alias if failure.kind == 'alias' else hint}")
     return said
 
@@ -214,10 +217,8 @@ def _main_cause(
         return [
             "Likely cause: Some entries were never written: during a check torch.empty is filled with NaN."
         ]
-    if len(wrong) < len(exercise.properties):
-        # What is special about the first case that fails; where every case fails, nothing is.
-        return [f"About “{wrong[0]}”: {exercise.properties[wrong[0]]}"]
-    return []
+    # No mistake that is known: what the first line that fails is about.
+    return [f"About “{wrong[0]}”: {exercise.properties[wrong[0]]}"]
 
 
 def _all_nan(judged: list[tuple[Run, Failure | None]]) -> bool:

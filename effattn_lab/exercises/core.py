@@ -14,6 +14,8 @@ import torch
 
 #: What a case may hold: all of it can be written as arrays and sent to another process.
 Value = torch.Tensor | float | int | bool | str | None
+#: Entries of a row of integers that a report shows.
+_ROW = 12
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Mutant:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a result is not accepted. Holds sizes, indices, shapes and dtypes; never an expected value.
+    """Why a result is not accepted. Holds sizes, indices, shapes and dtypes; an expected value only in ``row``.
 
     Args:
         property: the property that does not hold.
@@ -94,6 +96,8 @@ class Failure:
         compared: what was compared with what.
         where: the first offending index, or the line of an exception.
         size: how large the error is and how large it may be.
+        row: for integers and bools, where the size of an error says nothing: one row as it came and as expected.
+            For the self-check, whose inputs are no secret; a grader leaves it out.
     """
 
     property: str
@@ -101,6 +105,7 @@ class Failure:
     compared: str
     where: str = ""
     size: str = ""
+    row: str = ""
 
     def lines(self) -> list[str]:
         return [part for part in (self.compared, self.where, self.size) if part]
@@ -146,6 +151,8 @@ class Trial:
         kernel: call the exercise's `Kernel`, taken out of the notebook and launched by our own launcher, in place
             of the student's function; traffic is counted.
         gpu: compile that kernel for this GPU with the types of the first case; ``judge`` is not asked.
+        through: code of a function ``through(fn, *arguments)`` that is called with the student's function in its
+            place, for what a caller can observe and a result does not show, such as a gradient.
     """
 
     make_inputs: Callable[[np.random.Generator], list[Case]]
@@ -153,15 +160,24 @@ class Trial:
     memory_bytes: int | None = None
     kernel: bool = False
     gpu: str | None = None
+    through: str = ""
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """The Triton kernel that an exercise asks for: its name, the function that launches it, that function's code."""
+    """The Triton kernel that an exercise asks for.
+
+    Args:
+        name: the kernel's name.
+        launcher: the name of the function that launches it.
+        source: that function's code.
+        layout: what the axes of its tiles are, for a learner whose tiles do not line up.
+    """
 
     name: str
     launcher: str
     source: Callable[[], str]
+    layout: str = ""
 
 
 class UsageError(ValueError):
@@ -259,7 +275,10 @@ class Exercise:
                 return fail(
                     "dtype", f"{output.name} has dtype {_short(x.dtype)}; expected {_short(expected)}"
                 )
-            wrong = self._wrong_values(output.name, x.detach().cpu().double(), ref, case)
+            if not x.is_floating_point():
+                wrong = _wrong_entries(output.name, x.detach().cpu(), ref, case)
+            else:
+                wrong = self._wrong_values(output.name, x.detach().cpu().double(), ref, case)
             if wrong is not None:
                 return wrong
         return None
@@ -271,9 +290,7 @@ class Exercise:
         bad = ~((x == want) | ((error <= allowed) & x.isfinite() & want.isfinite()))
         if not bad.any():
             return None
-        index = tuple(int(i) for i in bad.nonzero()[0])
-        first = f"{name}[{', '.join(map(str, index))}]" if index else name
-        where = f"first at {first}; {int(bad.sum())} of {bad.numel()} entries, shape {tuple(x.shape)}"
+        where = _first(name, bad)
         compared = f"{name} against the float64 reference"
         lost = x.isnan()
         if lost.any():
@@ -287,6 +304,28 @@ class Exercise:
         off, limit = float(error.flatten()[worst]), float(allowed.flatten()[worst])
         size = f"{name} is off by {off:.1e} at worst; {limit:.1e} allowed"
         return Failure(case.property, "value", compared, where, size)
+
+
+def _first(name: str, bad: torch.Tensor) -> str:
+    index = ", ".join(str(int(i)) for i in bad.nonzero()[0])
+    at = f"{name}[{index}]" if index else name
+    return f"first at {at}; {int(bad.sum())} of {bad.numel()} entries, shape {tuple(bad.shape)}"
+
+
+def _wrong_entries(name: str, x: torch.Tensor, want: torch.Tensor, case: Case) -> Failure | None:
+    """Integers and bools are right or wrong: no tolerance, and the row itself instead of the size of an error."""
+    bad = x != want.to(x.dtype)
+    if not bad.any():
+        return None
+    *row, last = (int(i) for i in bad.nonzero()[0]) if x.dim() else (0,)
+    got, expected = (y.reshape(1) if not y.dim() else y[tuple(row)] for y in (x, want.to(x.dtype)))
+    begin = max(0, min(last - _ROW // 2, len(got) - _ROW))
+    at = f"{name}[{', '.join(map(str, row))}]" if row else name
+    part = f", entries {begin} to {begin + _ROW - 1}" if len(got) > _ROW else ""
+    told = [y[begin : begin + _ROW].int().tolist() for y in (got, expected)]
+    size = f"{int(bad.sum())} of {bad.numel()} entries of {name} are wrong"
+    line = f"{at}{part}: got {told[0]}, expected {told[1]}"
+    return Failure(case.property, "value", f"{name} against the reference", _first(name, bad), size, line)
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from types import TracebackType
+from types import CodeType, TracebackType
 from typing import Any
 
 import torch
@@ -30,6 +30,21 @@ COMMON = {
     REPEATABLE: "The same call gave two different results: torch.empty that is not filled everywhere, a random "
     "number, or something kept in a global variable between calls.",
 }
+
+
+#: Instead of `REPEATABLE`'s hint where a kernel's results are wrong besides.
+_FOREIGN = (
+    "The same call gave two different results, and wrong ones: a tl.load without its mask, or with one that lets too "
+    "much through, reads memory that belongs to something else. (Masks are joined by & and |; `and` and `or` keep "
+    "one of the two.)"
+)
+
+
+def common_hint(exercise: Exercise, name: str, wrong: bool) -> str:
+    """The hint for a property of `COMMON`, or "". ``wrong``: properties of the exercise's own fail too."""
+    if name == REPEATABLE and wrong and exercise.kernel is not None:
+        return _FOREIGN
+    return COMMON.get(name, "")
 
 
 @dataclass(frozen=True)
@@ -129,7 +144,33 @@ def _line_of(fn: Callable[..., Any], error: BaseException) -> str:
             tb = tb.tb_next
     if found is None:
         return "raised while calling the function: does it take these arguments, in this order?"
-    return f"at the line: {linecache.getline(*found).strip() or f'number {found[1]}'}"
+    called = _called(code, error, own, names)
+    line, inner = (_quoted(*at) if at else "" for at in (called[1] if called else found, found))
+    if called is None:
+        return f"at the line: {line}"
+    return f"at the line: {line}; inside {called[0]}" + (f": {inner}" if inner != line else "")
+
+
+def _quoted(file: str, number: int) -> str:
+    return linecache.getline(file, number).strip() or f"number {number}"
+
+
+def _called(
+    code: CodeType | None, error: BaseException, own: str | None, names: dict[str, Any] | None
+) -> tuple[str, tuple[str, int]] | None:
+    """The step of the lab that raised, the learner's or a reference, where ``fn`` called it; and from where."""
+    found, before = None, None
+    tb = error.__traceback__
+    while tb is not None:
+        frame = tb.tb_frame
+        if before is not None:
+            step = frame.f_code.co_filename == own or frame.f_globals is names
+            step = step or frame.f_globals.get("__name__", "").startswith("effattn_lab.exercises.")
+            if step and not frame.f_code.co_name.startswith(("<", "__")):
+                found = frame.f_code.co_name, before
+        before = (frame.f_code.co_filename, tb.tb_lineno) if frame.f_code is code else None
+        tb = tb.tb_next
+    return found
 
 
 def empty_blanks(fn: Callable[..., Any], r: Run, failure: Failure | None) -> list[Blank] | None:

@@ -19,7 +19,7 @@ class _Refuse(TorchFunctionMode):
         self.names = names
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
+        name = getattr(func, "__name__", "").removeprefix("linalg_")
         if name in self.names:
             raise NotAllowed(f"{name} does what this exercise asks you to write; write it yourself")
         return func(*args, **(kwargs or {}))
@@ -31,7 +31,8 @@ def refusing(from_scratch: Iterable[str]) -> Iterator[None]:
 
     Args:
         from_scratch: as `Exercise.from_scratch`; entries ``torch.name`` count, under every spelling that torch has
-            (``torch.softmax``, ``x.softmax``, ``F.softmax``). Others are left to whoever builds the environment.
+            (``torch.softmax``, ``x.softmax``, ``F.softmax``; ``torch.linalg.inv``, ``torch.linalg_inv``).
+            Others are left to whoever builds the environment.
 
     It is a word to the honest: code that wants to can reach the same operation by other ways.
     """

@@ -18,17 +18,22 @@ _MARKS = ("o", "s", "^", "D", "v")
 AGES = ((1, 1), (2, 4), (5, 16), (17, 64), (65, 256), (257, 512))
 
 
-def recall(S: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> dict[tuple[int, int], tuple[float, float]]:
+def recall(
+    S: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rescale: bool = False
+) -> dict[tuple[int, int], tuple[float, float]]:
     """What the state answers to the keys it was made of, by their age.
 
     Args:
         S: the state after all tokens ``[B, H, D, Dv]``. k, v: what was written, ``[B, H, N, D]``, ``[B, H, N, Dv]``.
+        rescale: multiply the answers of each head by the one number that makes their squared error least.
 
     Returns:
         for each group of ages: mean cosine of answer and value, and mean length of their difference over that of the
         value (0: exact, 1: no better than answering nothing).
     """
     answer = k @ S
+    if rescale:
+        answer = answer * ((answer * v).sum(dim=(2, 3)) / answer.square().sum(dim=(2, 3)))[..., None, None]
     cosine = torch.cosine_similarity(answer, v, dim=-1)
     error = (answer - v).norm(dim=-1) / v.norm(dim=-1)
     n, found = k.shape[2], {}
@@ -48,7 +53,8 @@ def recall_picture(rows: Mapping[str, Mapping[tuple[int, int], tuple[float, floa
             x = np.arange(len(found))
             for axis, part in zip(axes, (0, 1)):
                 y = [max(values[part], 1e-3) for values in found.values()]
-                axis.plot(x, y, marker=_MARKS[index], color=style.CYCLE[index], label=name)
+                line = ":" if name == "sum, best length" else "-"  # on the left it lies upon the sum's
+                axis.plot(x, y, line, marker=_MARKS[index], color=style.CYCLE[index], label=name)
         labels = [str(young) if young == old else f"{young}-{old}" for young, old in AGES]
         for axis, title in zip(axes, ("cosine of answer and value", "|answer - value| / |value|")):
             axis.set_xticks(np.arange(len(labels)), labels, rotation=30)
@@ -56,8 +62,11 @@ def recall_picture(rows: Mapping[str, Mapping[tuple[int, int], tuple[float, floa
             axis.set_title(title)
         axes[0].set_ylim(0, 1.05)
         axes[1].set_yscale("log")
-        axes[1].axhline(1, color=style.COLORS["muted"], linestyle=":")
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(rows))
+        axes[1].axhline(1, color=style.COLORS["text"], linestyle=":")
+        axes[1].annotate(
+            "answering 0", (len(AGES) - 1, 1), xytext=(0, 9), textcoords="offset points", ha="right"
+        )
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     plt.close(figure)
     return figure
 

@@ -86,14 +86,14 @@ def reach() -> Figure:
             g = float(retnet_log_decay(8)[h])
             line = ("-", "--", "-.", ":")[i]
             left.plot(m, np.exp(g * m), line, color=style.CYCLE[i], label=f"head {h}")
-            # Random unit keys of K channels: each other pair adds a variance of 1 / K, decayed twice.
+            # Random unit keys of D channels: each other pair adds a variance of 1 / D, decayed twice.
             noise = np.sqrt((1 - np.exp(2 * g * m)) / (1 - np.exp(2 * g)) / 128)
             right.plot(m, noise, line, color=style.CYCLE[i], label=f"head {h}")
         right.plot(m, np.sqrt(m / 128), color=style.CYCLE[6], linewidth=1.2, label="no decay")
         left.set(xscale="log", xlabel="tokens since it was written", ylabel="weight left", ylim=(0, 1.05))
         left.set_title("the signal", fontsize=11)
         right.set(xscale="log", yscale="log", xlabel="tokens read", ylabel="noise (signal at first: 1)")
-        right.set_title("the noise (K = 128)", fontsize=11)
+        right.set_title("the noise (D = 128)", fontsize=11)
         left.legend(loc="lower left", fontsize=9.5)
         right.legend(loc="upper left", fontsize=9.5)
     return fig

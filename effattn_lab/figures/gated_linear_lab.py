@@ -39,12 +39,21 @@ def first_token(weights: torch.Tensor) -> float:
     return float(weights[0, :, n // 2 :, 0].mean())
 
 
+def decay_by_distance(g: float, size: int) -> np.ndarray:
+    """The same for a fixed log decay ``g`` < 0 whose weights every query normalises over the tokens it sees.
+
+    Mean over the queries ``size .. 2 size - 1`` of a text of ``2 size`` tokens, at distance 0, 1, ... size - 1.
+    """
+    first = -np.expm1(g) / -np.expm1(g * (np.arange(size, 2 * size) + 1))  # the weight at distance 0
+    return np.exp(g * np.arange(size)) * first.mean()
+
+
 def distance_picture(profiles: Mapping[str, np.ndarray], log_decays: Mapping[str, float]) -> Figure:
     """Left: weight against distance, softmax layers and fixed decays. Right: share of the weight farther back.
 
     Args:
         profiles: by layer, `by_distance`.
-        log_decays: by name, of heads with a fixed decay.
+        log_decays: by name, of heads with a fixed decay; drawn by `decay_by_distance`.
     """
     import matplotlib.pyplot as plt
 
@@ -53,16 +62,15 @@ def distance_picture(profiles: Mapping[str, np.ndarray], log_decays: Mapping[str
         size = len(next(iter(profiles.values())))
         distance = np.arange(size)
         curves = [(name, p, "-") for name, p in profiles.items()]
-        curves += [(name, np.exp(g * distance) * -np.expm1(g), "--") for name, g in log_decays.items()]
+        curves += [(name, decay_by_distance(g, size), "--") for name, g in log_decays.items()]
         for i, (name, p, line) in enumerate(curves):
             color = style.CYCLE[i % len(style.CYCLE)]
             mark = _MARKS[i % len(_MARKS)] if line == "-" else None
             left.plot(
                 distance + 1, p, line, color=color, marker=mark, markevery=[0, 1, 3, 9, 31, 99], label=name
             )
-            # What a decay spends beyond the picture counts as farther back, too.
-            total = p.sum() if line == "-" else 1.0
-            right.plot(distance + 1, 1 - p.cumsum() / total, line, color=color, label=name)
+            # Of all the weight of a query, so what it spends beyond the picture counts as farther back.
+            right.plot(distance + 1, 1 - p.cumsum(), line, color=color, label=name)
         left.set(
             xscale="log",
             yscale="log",

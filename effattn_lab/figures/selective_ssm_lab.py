@@ -73,6 +73,16 @@ def recall(reader: Reader, ids: torch.Tensor, edges: tuple[int, ...] = (0, 4, 16
     return found
 
 
+def commonest(ids: torch.Tensor, edges: tuple[int, ...] = (0, 4, 16, 64)) -> list[float]:
+    """What :func:`recall` would be for a reader that always answers the letter which is right most often."""
+    want, age = capitals(ids)
+    best = torch.bincount(want[want >= 0], minlength=LETTERS).argmax()
+    return [
+        float((want[inside] == best).double().mean())
+        for inside in ((age > low) & (age <= high) & (want >= 0) for low, high in zip((-1, *edges), edges))
+    ]
+
+
 @torch.no_grad()
 def kept(mixer: Mamba, x: torch.Tensor) -> torch.Tensor:
     """Share of each channel's longest-lived state that survives a token, ``exp(delta max_s A)``: ``x [1, N,
@@ -103,7 +113,7 @@ def steps_picture(text: str, share: torch.Tensor) -> Figure:
         bottom.bar(range(len(text)), 1 - rows.mean(dim=0), color=colors)
         bottom.set_ylabel("renewed, mean")
         names = {" ": "␣", "\n": "↵"}
-        bottom.set_xticks(range(len(text)), [names.get(c, c) for c in text], fontsize=7)
+        bottom.set_xticks(range(len(text)), [names.get(c, c) for c in text], fontsize=10)
         bottom.tick_params(axis="x", length=0)
         bottom.grid(False, axis="x")
         bottom.set_xlabel("characters of the text (capitals in another colour)")

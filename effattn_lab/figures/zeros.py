@@ -17,6 +17,8 @@ PARTS = ("constant 1/t", "first order", "higher orders")
 _COLORS = (style.PALETTE["grey"], style.PALETTE["blue"], style.PALETTE["orange"])
 _HATCHES = ("", "//", "..")
 
+_FLOOR = 5e-5  # smaller errors are drawn here
+
 Parts = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
@@ -80,9 +82,9 @@ def cancel_picture(layers: Mapping[str, Parts], head: int = 0) -> Figure:
         picked = first + rest + constant > 0.05
         reach = np.array([first[~picked].min(), first[~picked].max()])
         left.plot(reach, -reach - constant[0], color=style.COLORS["text"], linewidth=1.2, linestyle="--",
-                  label="all parts together 0")  # fmt: skip
+                  label="weight 0: first + rest = −1/t")  # fmt: skip
         left.scatter(first[~picked], rest[~picked], s=14, color=style.PALETTE["blue"], label="a key")
-        left.set_title(f"the last query, {name}")
+        left.set_title(f"the last query of head {head}, {name}")
         share = (first + rest + constant)[picked].sum()
         told = f"not shown: {picked.sum()} of {len(first)} keys,\nwith {share:.0%} of the weight"
         left.text(0.93, 0.84, told, transform=left.transAxes, ha="right", va="top")
@@ -104,18 +106,31 @@ def cancel_picture(layers: Mapping[str, Parts], head: int = 0) -> Figure:
 def results_picture(table: Sequence[Mapping[str, Any]]) -> Figure:
     """Error of each mixer on the two tasks, all seeds: `effattn_lab.linear.zeros_experiment.summary`."""
     import matplotlib.pyplot as plt
+    from matplotlib.lines import Line2D
 
     tasks = (("contrast", "contrast (saying 0: 2)"), ("mean", "mean (saying 0: 1)"))
     with plt.rc_context(style.rc()):
         fig, axes = plt.subplots(1, 2, figsize=(9.0, 3.7), sharey=True, layout="constrained")
         places = np.arange(len(table))[::-1]
-        for axis, (task, title), mark in zip(axes, tasks, ("o", "s")):
+        for axis, (task, title) in zip(axes, tasks):
             for place, row in zip(places, table):
-                middle, least, most = (max(x, 5e-5) for x in row[task])
+                middle, least, most = (max(x, _FLOOR) for x in row[task])
                 color = style.PALETTE["vermillion"] if "ZeroS" in row["label"] else style.PALETTE["blue"]
                 axis.plot([least, most], [place, place], color=color, linewidth=3, alpha=0.6)
-                axis.plot([middle], [place], marker=mark, color=color)
+                axis.plot([middle], [place], marker="o", color=color)
+            axis.axvline(_FLOOR, color=style.PALETTE["grey"], linewidth=1, linestyle=":")
             axis.set(xscale="log", xlim=(3e-5, 4), xlabel="mean squared error (log scale)", title=title)
         axes[0].set_yticks(places, [row["label"] for row in table])
+        known = [
+            Line2D([], [], color=style.PALETTE["blue"], marker="o", linewidth=3, label="others"),
+            Line2D([], [], color=style.PALETTE["vermillion"], marker="o", linewidth=3, label="ZeroS"),
+            Line2D([], [], color=style.PALETTE["grey"], linewidth=1, linestyle=":", label="at or below 5e-5"),
+        ]
+        fig.legend(
+            handles=known,
+            loc="outside lower center",
+            ncols=3,
+            title="point: median of three seeds; bar: their range",
+        )
     plt.close(fig)
     return fig

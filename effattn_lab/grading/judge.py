@@ -21,7 +21,7 @@ import torch
 from effattn_lab.exercises import judge as selfcheck
 from effattn_lab.exercises.causes import STRUCTURAL, compiler_cause, reordered, structural
 from effattn_lab.exercises.core import Case, Exercise, Failure, Outcome, Probe, Trial
-from effattn_lab.exercises.judge import COMMON, REPEATABLE, UNTOUCHED, Diagnosis, compiler_said
+from effattn_lab.exercises.judge import COMMON, REPEATABLE, UNTOUCHED, Diagnosis, common_hint, compiler_said
 from effattn_lab.exercises.registry import get
 from effattn_lab.grading.claims import own_words, same_bits, value_of
 from effattn_lab.grading.compiled import compile_error
@@ -179,9 +179,13 @@ class Sitting:
 
     # ---- the function's results --------------------------------------------------------------------------
 
-    def load(self, child: Child) -> dict[str, Any]:
+    def load(self, child: Child, through: str = "") -> dict[str, Any]:
         refuse = [n for n in self.exercise.from_scratch if n.startswith("torch.")]
-        header = {"op": "load", "cells": self.cells, "function": self.item.function, "refuse": refuse}
+        cells, function = self.cells, self.item.function
+        if through:
+            call = f"def _through(*arguments):\n    return through({function}, *arguments)\n"
+            cells, function = [*cells, [0, f"{through}\n\n{call}"]], "_through"
+        header = {"op": "load", "cells": cells, "function": function, "refuse": refuse}
         return self.ask(child, header).header
 
     def ask(self, child: Child, header: dict[str, Any], fd: int | None = None) -> wire.Frame:
@@ -272,7 +276,7 @@ class Sitting:
         child = self.boxes.get().child(**limits)
         spare = f"with {(trial.memory_bytes or 0) // 2**20} MB to spare: " if limits else ""
         try:
-            self.load(child)
+            self.load(child, trial.through)
             outcomes = []
             for case in cases:
                 value, error, _ = self.call(child, case)
@@ -344,9 +348,11 @@ class Sitting:
     # ---- what is said ------------------------------------------------------------------------------------
 
     def verdicts(self) -> Iterable[Verdict]:
+        wrong = any(self.failures.get(name) for name in self.exercise.properties)
         for name, failure in self.failures.items():
             detail = "; ".join(failure.lines()) if failure else ""
-            hint = (self.own_hint.get(name) or self.hints.get(name, "")) if failure else ""
+            own = self.own_hint.get(name) or common_hint(self.exercise, name, wrong)
+            hint = (own or self.hints.get(name, "")) if failure else ""
             yield Verdict(name, failure is None, detail, hint)
 
     def first_exception(self) -> str:

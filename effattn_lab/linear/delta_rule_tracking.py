@@ -1,6 +1,6 @@
 """State tracking, trained: which mixers learn to count modulo two, or to follow three things being exchanged?
 
-``python -m effattn_lab.linear.delta_rule_tracking`` trains every mixer on both tasks with three seeds, at length 32,
+``python -m effattn_lab.linear.delta_rule_tracking`` trains every mixer on both tasks with six seeds, at length 32,
 and asks them at lengths 32, 64 and 256; ``--write`` keeps the result where the book reads it. About six seconds of
 one core a model.
 
@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from effattn_lab._command import positive
 from effattn_lab._validate import check_positive_int
 from effattn_lab.linear.delta_rule_layer import DeltaRule
 from effattn_lab.linear.linear_attention_layer import LinearAttention
@@ -97,7 +98,7 @@ def last_answers(model: TinyDecoder, task: str, length: int, examples: int = 256
 def rows(
     tasks: Sequence[str] = TASKS,
     mixers: Sequence[str] = tuple(MIXERS),
-    seeds: int = 3,
+    seeds: int = 6,
     steps: int = 300,
 ) -> list[dict[str, Any]]:
     """One dict a task, mixer and seed: the loss at the end and the share of right last answers by length."""
@@ -146,8 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from effattn_lab.measure.xray import show
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seeds", type=positive, default=6)
+    parser.add_argument("--steps", type=positive, default=300)
     parser.add_argument("--write", action="store_true", help=f"keep the rows in {RECORDED.name}")
     chosen = parser.parse_args(arguments)
     table = rows(seeds=chosen.seeds, steps=chosen.steps)

@@ -46,7 +46,7 @@ def elu(x: torch.Tensor) -> torch.Tensor:
 
     ``[..., D] -> [..., D]``. Source: Katharopoulos et al. 2020, equation 7.
     """
-    # Left of 0 elu(x) + 1 would be (exp(x) - 1) + 1, which rounds to 0 below x = -17 in float32.
+    # Left of 0 elu(x) + 1 would be (exp(x) - 1) + 1, which rounds to 0 below x = -25 ln 2 = -17.33 in float32.
     return torch.where(x > 0, x + 1, torch.exp(x.clamp(max=0)))
 
 

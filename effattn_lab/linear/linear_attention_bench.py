@@ -15,6 +15,7 @@ import json
 import math
 import os
 import platform
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from effattn_lab._command import file_to_write, positive, seconds
 from effattn_lab._validate import check_positive_int
 from effattn_lab.foundations import cost_model
 from effattn_lab.linear import linear_attention_cost as cost
@@ -142,7 +144,9 @@ def _chunked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 def _fla() -> Callable[..., torch.Tensor] | None:
     """fla's readable chunked form, with the same feature map before it and its own layout [B, N, H, D]."""
     try:
-        from fla.ops.linear_attn.naive import naive_chunk_linear_attn
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # fla warns that there is no GPU; this form is plain PyTorch
+            from fla.ops.linear_attn.naive import naive_chunk_linear_attn
     except ImportError:
         return None
     phi = FEATURE_MAPS["elu"]
@@ -260,10 +264,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from effattn_lab.measure.xray import show
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seqlen", type=int, nargs="+", default=[*SHORT, *LENGTHS])
-    parser.add_argument("--seconds", type=float, default=0.3, help="to measure each row")
+    parser.add_argument("--seqlen", type=positive, nargs="+", default=[*SHORT, *LENGTHS])
+    parser.add_argument("--seconds", type=seconds, default=0.3, help="to measure each row")
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the figures to a file, for `recorded`"
+        "--json", type=file_to_write, metavar="FILE", help="write the figures to a file, for `recorded`"
     )
     chosen = parser.parse_args(arguments)
     table = rows(chosen.seqlen, chosen.seconds)

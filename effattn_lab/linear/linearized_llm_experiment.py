@@ -24,9 +24,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from effattn_lab._command import bad_values, file_to_write, natural, positive
 from effattn_lab._validate import check_positive_int
 from effattn_lab.linear.linearized_llm_layer import LinearizedAttention
-from effattn_lab.linear.linearized_llm_swap import from_attention, linearized
+from effattn_lab.linear.linearized_llm_swap import check_layers, from_attention, linearized
 from effattn_lab.tasks.text import stdlib_source, topics
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -197,6 +198,7 @@ def run(
     """
     if unknown := [name for name in settings if name not in SETTINGS]:
         raise ValueError(f"settings: expected some of {', '.join(SETTINGS)}, got {unknown[0]!r}")
+    check_layers(layers, len(lm.model.model.layers))
     train = pieces(lm, training_text(), sequences, length)
     tests = {name: pieces(lm, text, test_sequences, length) for name, text in test_texts().items()}
 
@@ -257,22 +259,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from effattn_lab.models import smollm2
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=200, help="of transfer, for each layer")
-    parser.add_argument("--sequences", type=int, default=16, help="to train on")
-    parser.add_argument("--test-sequences", type=int, default=8, help="of each test text")
-    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--steps", type=positive, default=200, help="of transfer, for each layer")
+    parser.add_argument("--sequences", type=positive, default=16, help="to train on")
+    parser.add_argument("--test-sequences", type=positive, default=8, help="of each test text")
+    parser.add_argument("--length", type=positive, default=512)
     parser.add_argument("--layers", type=int, nargs="+", default=list(LAYERS))
-    parser.add_argument("--group-size", type=int, default=64)
+    parser.add_argument("--group-size", type=positive, default=64)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--lm-steps", type=int, default=0, help="then this many on the language-model loss")
+    parser.add_argument(
+        "--lm-steps", type=natural, default=0, help="then this many on the language-model loss"
+    )
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
-    parser.add_argument("--json", type=Path, help="where to write the rows")
+    parser.add_argument("--json", type=file_to_write, help="where to write the rows")
     chosen = parser.parse_args(arguments)
-    rows = run(
-        smollm2.load(), layers=chosen.layers, settings=chosen.settings, steps=chosen.steps, seeds=chosen.seeds,
-        sequences=chosen.sequences, test_sequences=chosen.test_sequences, length=chosen.length,
-        group_size=chosen.group_size, lm_steps=chosen.lm_steps, progress=True,
-    )  # fmt: skip
+    with bad_values(parser):
+        rows = run(
+            smollm2.load(), layers=chosen.layers, settings=chosen.settings, steps=chosen.steps, seeds=chosen.seeds,
+            sequences=chosen.sequences, test_sequences=chosen.test_sequences, length=chosen.length,
+            group_size=chosen.group_size, lm_steps=chosen.lm_steps, progress=True,
+        )  # fmt: skip
     show([{k: v for k, v in row.items() if k not in ("layers", "alpha")} for row in rows])
     if chosen.json:
         options = {k: v for k, v in vars(chosen).items() if k != "json"}

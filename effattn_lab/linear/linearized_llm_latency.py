@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from effattn_lab._command import file_to_write, positive
 from effattn_lab._validate import check_positive_int
 from effattn_lab.linear.linearized_llm_swap import linearized
 
@@ -116,9 +117,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from effattn_lab.models.smollm2 import load
 
     parser = argparse.ArgumentParser(prog="python -m effattn_lab.linear.linearized_llm_latency")
-    parser.add_argument("--json", type=Path, help="where to write the rows")
-    parser.add_argument("--seqlens", type=int, nargs="+", default=list(SEQLENS))
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", type=file_to_write, help="where to write the rows")
+    parser.add_argument("--seqlens", type=positive, nargs="+", default=list(SEQLENS))
+    parser.add_argument("--repeats", type=positive, default=3)
     chosen = parser.parse_args(arguments)
     found = []
     for row in rows(load(), chosen.seqlens, repeats=chosen.repeats):

@@ -88,6 +88,15 @@ def from_attention(attention: nn.Module, config: Any, **options: Any) -> Lineari
     return layer.to(old.weight.device, old.weight.dtype)
 
 
+def check_layers(layers: Sequence[int], depth: int) -> None:
+    """Indices that :func:`linearized` takes in a model of ``depth`` layers; a ``ValueError`` names a wrong one."""
+    for i in layers:
+        if isinstance(i, bool) or not isinstance(i, int) or not 1 <= i < depth:
+            raise ValueError(f"layers: expected integers from 1 to {depth - 1}, got {i!r}")
+    if len(set(layers)) != len(layers):
+        raise ValueError(f"layers: expected each once, got {list(layers)}")
+
+
 @contextmanager
 def linearized(
     model: Any, layers: Sequence[int], inner: Sequence[LinearizedAttention] | None = None, **options: Any
@@ -101,11 +110,7 @@ def linearized(
         options: of :func:`from_attention`.
     """
     blocks = model.model.layers
-    for i in layers:
-        if isinstance(i, bool) or not isinstance(i, int) or not 1 <= i < len(blocks):
-            raise ValueError(f"layers: expected integers from 1 to {len(blocks) - 1}, got {i!r}")
-    if len(set(layers)) != len(layers):
-        raise ValueError(f"layers: expected each once, got {list(layers)}")
+    check_layers(layers, len(blocks))
     before = {i: blocks[i].self_attn for i in layers}
     if inner is None:
         inner = [from_attention(before[i], model.config, **options) for i in layers]

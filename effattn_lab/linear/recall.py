@@ -16,7 +16,7 @@ import json
 import math
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from effattn_lab._atomic import write_atomic
+from effattn_lab._command import bad_values, file_to_write, positive
 from effattn_lab._validate import check_positive_int
 from effattn_lab.linear.mixers import MIXERS, available, build_mixer
 from effattn_lab.models.conv_mixer import GatedConvolution
@@ -247,7 +248,7 @@ class Study:
         self.path, self.recipe = path, recipe
         self.record: dict[str, Any] = {"recipes": {}, "versions": {}, "rows": []}
         if path.is_file():
-            self.record = json.loads(path.read_text(encoding="utf-8"))
+            self.record = _read(path)
         kept = self.record["recipes"].setdefault(recipe.task, asdict(recipe))
         if json.loads(json.dumps(asdict(recipe))) != json.loads(json.dumps(kept)):
             raise ValueError(
@@ -286,6 +287,19 @@ class Study:
                 own = MIXERS[mixer].sizes
                 for size in sizes or (own if self.recipe.task == "mqar" else own[:1]):
                     self.row(mixer, size, self.rate(mixer), seed)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The record that a study goes on with."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"--out: expected a record of this study in {path}, got no JSON: {error}") from None
+    if not isinstance(found, dict) or not {"recipes", "rows"} <= found.keys():
+        raise ValueError(
+            f"--out: expected a record of this study in {path}, got other JSON; give another file"
+        )
+    return found
 
 
 def versions() -> dict[str, str]:
@@ -332,17 +346,22 @@ def summary(record: dict[str, Any], task: str = "mqar") -> list[dict[str, Any]]:
     return found
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train what the record lacks."""
     parser = argparse.ArgumentParser(prog="python -m effattn_lab.linear.recall", description=__doc__)
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="the record, JSON; kept up to date"
+        "--out", type=file_to_write, required=True, metavar="FILE", help="the record, JSON; kept up to date"
     )
     parser.add_argument("--task", choices=list(RECIPES), default="mqar")
     parser.add_argument("--mixers", nargs="+", choices=available(), default=available())
-    parser.add_argument("--sizes", nargs="+", type=int, default=None, help="instead of each mixer's own list")
-    args = parser.parse_args()
+    parser.add_argument(
+        "--sizes", nargs="+", type=positive, default=None, help="instead of each mixer's own list"
+    )
+    args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    Study(args.out, RECIPES[args.task]).run(args.mixers, args.sizes)
+    with bad_values(parser):
+        study = Study(args.out, RECIPES[args.task])
+    study.run(args.mixers, args.sizes)
     return 0
 
 

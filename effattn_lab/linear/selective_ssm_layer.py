@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from effattn_lab._validate import check_positive_int
+from effattn_lab.linear._selective_ssm_inputs import RULES, Rule
 from effattn_lab.linear.selective_ssm import selective_scan_chunked, selective_scan_step
 from effattn_lab.linear.selective_ssm_conv import causal_conv1d, causal_conv1d_step
 
@@ -49,8 +50,9 @@ class Mamba(nn.Module):
             C ``[E, S]``; then the scan is a convolution, as in S4D. To see what selection is worth. Default
             True.
         recompute: see :func:`effattn_lab.linear.selective_ssm.selective_scan_chunked`. Default False: faster,
-        and at
-            the sizes that train on a CPU memory does not bind.
+            and at the sizes that train on a CPU memory does not bind.
+        rule: how the input enters, "euler" (all released models, default) or "zoh" (the paper's equation 4), see
+            :func:`effattn_lab.linear.selective_ssm.discretize`.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Mamba(nn.Module):
         chunk_size: int = 64,
         recompute: bool = False,
         selective: bool = True,
+        rule: Rule = "euler",
     ) -> None:
         super().__init__()
         for name, value in (("num_kv_heads", num_kv_heads), ("head_dim", head_dim), ("value_dim", value_dim)):
@@ -82,10 +85,13 @@ class Mamba(nn.Module):
         }  # fmt: skip
         for name, size in sizes.items():
             check_positive_int(name, size)
+        if rule not in RULES:
+            raise ValueError(f"rule: expected one of {', '.join(RULES)}, got {rule!r}")
         if not 0 < dt_min <= dt_max:
             raise ValueError(f"dt_min: expected 0 < dt_min <= dt_max ({dt_max!r}), got {dt_min!r}")
         self.width, self.state_size, self.conv_width, self.dt_rank = width, state_size, conv_width, dt_rank
         self.channels, self.chunk_size, self.recompute = expand * width, chunk_size, recompute
+        self.rule: Rule = rule
         inner = self.channels
         self.in_proj = nn.Linear(width, 2 * inner, bias=False)
         self.conv1d = nn.Conv1d(inner, inner, conv_width, groups=inner, padding=conv_width - 1)
@@ -133,7 +139,7 @@ class Mamba(nn.Module):
         )
         out, ssm = selective_scan_chunked(
             *self._scan_inputs(u, z), initial_state=ssm, return_state=True,
-            chunk_size=self.chunk_size, recompute=self.recompute,
+            chunk_size=self.chunk_size, recompute=self.recompute, rule=self.rule,
         )  # fmt: skip
         out = self.out_proj(out.transpose(1, 2))
         return (out, MambaState(conv, ssm)) if return_state else out
@@ -143,7 +149,7 @@ class Mamba(nn.Module):
         u, z = self._split(x)
         conv, ssm = (None, None) if state is None else state
         u, conv = causal_conv1d_step(conv, u, self.conv1d.weight[:, 0], self.conv1d.bias, activation="silu")
-        out, ssm = selective_scan_step(ssm, *self._scan_inputs(u, z))
+        out, ssm = selective_scan_step(ssm, *self._scan_inputs(u, z), rule=self.rule)
         return self.out_proj(out.transpose(1, 2)), MambaState(conv, ssm)
 
     def _split(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

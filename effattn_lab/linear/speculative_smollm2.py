@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from effattn_lab._command import positive
 from effattn_lab.linear.speculative_decode import Generation, replay, speculate, summary
 from effattn_lab.linear.speculative_drafts import Draft, EarlyExit, NGram, PromptLookup, fit_exit
 from effattn_lab.models.smollm2 import SmolLM2
@@ -196,8 +197,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from effattn_lab.models import smollm2
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--new-tokens", type=int, default=96, help="greedy tokens a prompt")
-    parser.add_argument("--sampled-tokens", type=int, default=64, help="tokens at temperature 1")
+    parser.add_argument("--new-tokens", type=positive, default=96, help="greedy tokens a prompt")
+    parser.add_argument("--sampled-tokens", type=positive, default=64, help="tokens at temperature 1")
     parser.add_argument("--write", action="store_true", help=f"record the rows in {RECORD.name}")
     chosen = parser.parse_args(arguments)
     table, repeated = run(smollm2.load(), chosen.new_tokens, chosen.sampled_tokens, log=sys.stderr)

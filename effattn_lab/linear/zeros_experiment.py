@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from effattn_lab._command import positive
 from effattn_lab._validate import check_positive_int
 
 RECORD = Path(__file__).with_name("zeros_experiment.json")
@@ -179,8 +180,8 @@ def summary(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the study and print it; ``--write`` keeps the record."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--seeds", type=positive, default=3)
+    parser.add_argument("--steps", type=positive, default=1500)
     parser.add_argument("--write", action="store_true", help=f"keep the record in {RECORD.name}")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)

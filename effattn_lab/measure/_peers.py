@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from effattn_lab._command import bad_values, file_to_write, positive
 from effattn_lab.measure.xray import show
 
 
@@ -22,17 +23,27 @@ def command(
     rows: Callable[[str, int, str], list[dict[str, Any]]],
     purpose: str | None,
     arguments: Sequence[str] | None,
+    *,
+    size: str = "head_dim",
+    default: int = 64,
 ) -> None:
-    """Parse, compile, print; ``--json`` writes the record. ``rows(gpu, head_dim, dtype)`` makes the table."""
+    """Parse, compile, print; ``--json`` writes the record. ``rows(gpu, head_dim, dtype)`` makes the table.
+
+    ``size`` names what stands in the place of ``head_dim`` where a kernel has none.
+    """
     parser = argparse.ArgumentParser(description=(purpose or "").splitlines()[0])
     parser.add_argument("--gpu", default="A100,H100")
-    parser.add_argument("--head-dim", type=int, default=64)
+    parser.add_argument(f"--{size.replace('_', '-')}", type=positive, default=default)
     parser.add_argument("--dtype", default="bf16")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to a file, for `recorded`")
+    parser.add_argument(
+        "--json", type=file_to_write, metavar="FILE", help="write the rows to a file, for `recorded`"
+    )
     chosen = parser.parse_args(arguments)
-    table = rows(chosen.gpu, chosen.head_dim, chosen.dtype)
+    number = getattr(chosen, size)
+    with bad_values(parser):
+        table = rows(chosen.gpu, number, chosen.dtype)
     if chosen.json:
         versions = {name: importlib.metadata.version(name) for name in ("triton", "fla-core")}
-        record = {"head_dim": chosen.head_dim, "dtype": chosen.dtype, "versions": versions, "rows": table}
+        record = {size: number, "dtype": chosen.dtype, "versions": versions, "rows": table}
         chosen.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     show(table)

@@ -30,6 +30,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from effattn_lab._command import bad_values, positive
 from effattn_lab.measure import _loop_worker
 from effattn_lab.measure._carry import carry, unwrap
 from effattn_lab.measure._gpu_limits import targets
@@ -235,12 +236,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--gpu", default="A100,H100")
-    parser.add_argument("--head-dim", type=int, default=64)
+    parser.add_argument("--head-dim", type=positive, default=64)
     parser.add_argument("--dtype", default="bf16")
     parser.add_argument("--no-gate", action="store_true")
     parser.add_argument("--write", action="store_true", help=f"keep the rows in {RECORDED.name}")
     chosen = parser.parse_args(arguments)
-    table = rows(chosen.gpu, chosen.head_dim, chosen.dtype, not chosen.no_gate)
+    with bad_values(parser):
+        table = rows(chosen.gpu, chosen.head_dim, chosen.dtype, not chosen.no_gate)
     show(table)
     if chosen.write:
         versions = {name: version(name) for name in ("triton", "fla-core")}

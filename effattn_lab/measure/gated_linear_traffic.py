@@ -3,13 +3,12 @@
 Notation: ``N`` tokens, ``K`` key channels, ``V`` values, ``e`` bytes an element, ``s`` of a stored state (``e``, for
 fp16 4), ``w`` of a sum of decays (4; for fp32 inputs 8, two parts), ``C`` the chunk, ``M = ceil(N / C)`` chunks,
 ``L = log2 C`` levels; ``T_k, T_v`` tiles of a dimension; ``G`` query heads a key head; ``D = K`` with a decay a
-channel, else 1. Sums are read for whole chunks: rows past the end read the last one again. Per *key* head, then times
-``B Hkv``:
+channel, else 1. Sums are kept, and read, for whole chunks. Per *key* head, then times ``B Hkv``:
 
 ========  ====================================================================  ============================
 kernel    loads                                                                 stores
 ========  ====================================================================  ============================
-sums      ``4 N D`` (float32 decays)                                            ``w N D``
+sums      ``4 N D`` (float32 decays)                                            ``w M C D``
 states    ``e N (T_v K + T_k V) + w M (C + 1) T_v d_k``                         ``s M K V``
 outputs   ``G (e N (2 T_v K + V) + s M K V + w M C T_v (1 + L) K)``             ``G e N V``
 dstates   ``G e N (T_v K + T_k V) + w M (C + 1) T_v d_k``                       ``s M K V``
@@ -75,9 +74,10 @@ class Case:
         return self.key_dim if self.per_channel else self.tiles(tile)[0]
 
 
-def sums_bytes(case: Case) -> int:
-    """The decays read, their sums written; float32 decays."""
-    return case.pairs * case.seqlen * (4 + case.sum_size) * (case.key_dim if case.per_channel else 1)
+def sums_bytes(case: Case, tile: Any) -> int:
+    """The decays read, float32; their sums written for whole chunks."""
+    rows = 4 * case.seqlen + case.sum_size * case.chunks(tile) * tile.chunk
+    return case.pairs * rows * (case.key_dim if case.per_channel else 1)
 
 
 def states_bytes(case: Case, tile: Any, groups: int = 1) -> int:
@@ -119,18 +119,27 @@ def dqdk_bytes(case: Case, tile: Any) -> int:
 
 
 def dv_bytes(case: Case, tile: Any) -> int:
-    """For each tile of V: K with its sums, D; for each query head K again, Q, the sums of the scores, and dO."""
-    _, tiles_v = case.tiles(tile)
+    """For each tile of V: K with its sums, D; for each query head K again, Q and dO, and with a decay a channel the
+    sums of the scores. A decay a head: with one query head a key head and one tile of K, no K again."""
+    tiles_k, tiles_v = case.tiles(tile)
     key = case.itemsize * case.seqlen * case.key_dim
     value = case.itemsize * case.seqlen * case.value_dim
-    once = tiles_v * (key + case.sums(tile, tile.chunk + 1)) + case.states(tile)
-    head = tiles_v * (2 * key + _score_sums(case, tile)) + value
+    sums, again = case.sums(tile, tile.chunk + 1), key
+    if case.per_channel:
+        again += _score_sums(case, tile)
+    else:
+        sums //= tiles_k  # they are the same for all tiles
+        again = 0 if case.groups == tiles_k == 1 else key
+    once = tiles_v * (key + sums) + case.states(tile)
+    head = tiles_v * (key + again) + value
     return case.pairs * (once + case.groups * head + value)
 
 
 def forward_bytes(case: Case, tiles: Any) -> int:
     """The three kernels of the forward pass."""
-    return sums_bytes(case) + states_bytes(case, tiles.states) + outputs_bytes(case, tiles.outputs)
+    return (
+        sums_bytes(case, tiles.sums) + states_bytes(case, tiles.states) + outputs_bytes(case, tiles.outputs)
+    )
 
 
 def rows(
@@ -180,7 +189,7 @@ def rows(
     case = Case(batch, num_heads, num_kv_heads, seqlen, head_dim, value_dim, dtype, per_channel)
     formulas = {
         # The backward pass computes sums and states again.
-        "sums": (2 * sums_bytes(case), tiles.sums),
+        "sums": (2 * sums_bytes(case, tiles.sums), tiles.sums),
         "states": (2 * states_bytes(case, tiles.states), tiles.states),
         "outputs": (outputs_bytes(case, tiles.outputs), tiles.outputs),
         "dstates": (dstates_bytes(case, tiles.dstates), tiles.dstates),

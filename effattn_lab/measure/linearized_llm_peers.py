@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from effattn_lab._command import bad_values, positive
 from effattn_lab.measure._carry import carry, unwrap
 from effattn_lab.measure._gpu_limits import targets
 from effattn_lab.measure._xray_pool import Job
@@ -190,12 +191,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--gpu", default="A100,H100")
     parser.add_argument("--dtype", default="bf16")
-    parser.add_argument("--lags", type=int, default=32)
+    parser.add_argument("--lags", type=positive, default=32)
     parser.add_argument(
         "--write", action="store_true", help="record the rows beside this file, for the chapter"
     )
     chosen = parser.parse_args(arguments)
-    table = rows(chosen.gpu, 64, chosen.dtype, chosen.lags)
+    with bad_values(parser):
+        table = rows(chosen.gpu, 64, chosen.dtype, chosen.lags)
     if chosen.write:
         import fla
         import triton

@@ -24,26 +24,70 @@ FLOOR = tl.constexpr(-128.0)
 
 
 @triton.jit
+def tile_of(pid, DIM: tl.constexpr, BLOCK: tl.constexpr):
+    """``(outer, tile)`` of a grid axis that counts the tiles of DIM inside something else. One tile costs nothing."""
+    tiles: tl.constexpr = (DIM + BLOCK - 1) // BLOCK
+    return pid // tiles, pid % tiles
+
+
+@triton.jit
+def pair_of(num_heads):
+    """Which (batch, head) a program works on, from the grid's axes 1 and 2: no division on the GPU. int64."""
+    return tl.program_id(2).to(tl.int64) * num_heads + tl.program_id(1)
+
+
+@triton.jit
+def head_offset(stride_b, stride_h, head):
+    """Where a head's matrix begins. int64: batch * stride can pass 2^31 elements."""
+    return tl.program_id(2).to(tl.int64) * stride_b + tl.cast(head, tl.int64) * stride_h
+
+
+@triton.jit
+def load_columns(ptr, first, rows, seqlen, stride_n, cols, stride_d, DIM: tl.constexpr, BLOCK: tl.constexpr):
+    """`load_rows`, transposed: ``[BLOCK, rows]``. A product's second factor then needs no move between threads."""
+    ptrs = ptr + tl.cast(first, tl.int64) * stride_n + (rows[None, :] * stride_n + cols[:, None] * stride_d)
+    here = (first + rows < seqlen)[None, :]
+    if DIM % BLOCK != 0:
+        here = here & (cols[:, None] < DIM)
+    return tl.load(ptrs, mask=here, other=0.0)
+
+
+@triton.jit
+def load_state_columns(
+    ptr, border, offs_k, offs_v, K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr
+):  # fmt: skip
+    """`load_state`, transposed: ``[BLOCK_V, BLOCK_K]``."""
+    ptrs = ptr + tl.cast(border, tl.int64) * (K * V) + (offs_k[None, :] * V + offs_v[:, None])
+    if (K % BLOCK_K == 0) and (V % BLOCK_V == 0):
+        tile = tl.load(ptrs)
+    else:
+        tile = tl.load(ptrs, mask=(offs_k[None, :] < K) & (offs_v[:, None] < V), other=0.0)
+    return tile
+
+
+@triton.jit
 def _gated_linear_sums_kernel(
     g_ptr, sums_ptr, low_ptr,
-    stride_gb, stride_gh, stride_gn, stride_gd, num_heads, seqlen,
+    stride_gb, stride_gh, stride_gn: tl.constexpr, stride_gd, num_heads, seqlen, num_chunks,
     GK: tl.constexpr, BLOCK_K: tl.constexpr, CHUNK: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """``G`` of every chunk, fp32 ``[seqlen, GK]``; GK is 1 for a decay a head.
+    """``G`` of every chunk, fp32 ``[chunks * CHUNK, GK]``; GK is 1 for a decay a head.
 
-    Grid: (chunks, tiles of GK, batch * heads).
+    Grid: (chunks * tiles of GK, heads, batch). Rows past the end are kept too: their decay is 1, their sum the
+    last one, so that readers take whole chunks and the last row of each is what the chunk has done in all.
     A difference of two sums keeps of small decays what the larger ones leave: next to -3200, four digits. EXACT
     (fp32 inputs) sums eighths and the rest apart: eighths are exact in fp32, the rest is small.
     """
-    first = tl.program_id(0) * CHUNK
-    pair = tl.program_id(2).to(tl.int64)
-    g_ptr += pair // num_heads * stride_gb + pair % num_heads * stride_gh
+    chunk, tile = tile_of(tl.program_id(0), GK, BLOCK_K)
+    pair = pair_of(num_heads)
+    g_ptr += head_offset(stride_gb, stride_gh, tl.program_id(1))
+    first = chunk * CHUNK
     rows = tl.arange(0, CHUNK)
-    cols = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
-    g = load_rows(g_ptr, first, rows, seqlen, stride_gn, cols, stride_gd, GK, BLOCK_K)
+    cols = tile * BLOCK_K + tl.arange(0, BLOCK_K)
+    g = load_rows(g_ptr, first, rows, seqlen, stride_gn, cols, stride_gd, GK, BLOCK_K, True)
     g = tl.maximum(g.to(tl.float32), FLOOR) * LOG2E
-    ptrs = (pair * seqlen + first) * GK + (rows[:, None] * GK + cols[None, :])
-    here = (first + rows < seqlen)[:, None] & (cols[None, :] < GK)
+    ptrs = (pair * num_chunks + chunk) * (CHUNK * GK) + (rows[:, None] * GK + cols[None, :])
+    here = cols[None, :] < GK
     if EXACT:
         high = tl.floor(g * 8.0) * 0.125
         tl.store(low_ptr + ptrs, tl.cumsum(g - high, 0), mask=here)
@@ -52,17 +96,13 @@ def _gated_linear_sums_kernel(
 
 
 @triton.jit
-def load_sums(sums_ptr, low_ptr, rows, last, cols, K: tl.constexpr, BLOCK_K: tl.constexpr,
+def load_sums(sums_ptr, low_ptr, rows, cols, K: tl.constexpr, BLOCK_K: tl.constexpr,
               PER_CHANNEL: tl.constexpr, EXACT: tl.constexpr):  # fmt: skip
-    """G of the rows ``rows`` (absolute, cut at ``last``) as ``(sums, low)``, ``[rows, BLOCK_K]`` or ``[rows, 1]``.
-
-    Rows past the end read as the last one: their decays are at most 1 then, whatever is done with them.
-    """
-    rows = tl.minimum(rows, last)
+    """G of the rows ``rows`` of the chunk that the pointers stand at: ``(sums, low)``, ``[rows, BLOCK_K or 1]``."""
     if PER_CHANNEL:  # noqa: SIM108
-        ptrs = tl.cast(rows, tl.int64)[:, None] * K + cols[None, :]
+        ptrs = rows[:, None] * K + cols[None, :]
     else:
-        ptrs = tl.cast(rows, tl.int64)[:, None]
+        ptrs = rows[:, None]
     if PER_CHANNEL and K % BLOCK_K != 0:
         sums = tl.load(sums_ptr + ptrs, mask=cols[None, :] < K, other=0.0)
         low = tl.load(low_ptr + ptrs, mask=cols[None, :] < K, other=0.0) if EXACT else sums
@@ -90,11 +130,11 @@ def decay_from_border(sums, low, EXACT: tl.constexpr):
 
 
 @triton.jit
-def level_factors(sums, low, sums_ptr, low_ptr, first, rows, last, cols, level,
+def level_factors(sums, low, sums_ptr, low_ptr, rows, cols, level,
                   K: tl.constexpr, BLOCK_K: tl.constexpr, EXACT: tl.constexpr):  # fmt: skip
     """``2^-|G - R|`` of a level, and which rows are in a later piece ``[rows, 1]``."""
-    border = first + (((rows >> (level + 1)) << (level + 1)) + (1 << level) - 1)
-    at, at_low = load_sums(sums_ptr, low_ptr, border, last, cols, K, BLOCK_K, True, EXACT)
+    border = ((rows >> (level + 1)) << (level + 1)) + (1 << level) - 1
+    at, at_low = load_sums(sums_ptr, low_ptr, border, cols, K, BLOCK_K, True, EXACT)
     exponent = sums - at
     if EXACT:
         exponent += low - at_low
@@ -108,16 +148,14 @@ def pair_level(rows):
 
 
 @triton.jit
-def add_channel_scores(a, q, k, sums, low, sums_ptr, low_ptr, first, rows, last, cols, K: tl.constexpr,
-                       BLOCK_K: tl.constexpr, LEVELS: tl.constexpr, EXACT: tl.constexpr):  # fmt: skip
+def add_channel_scores(a, q, k, sums, low, sums_ptr, low_ptr, rows, cols, K: tl.constexpr, BLOCK_K: tl.constexpr,
+                       LEVELS: tl.constexpr, EXACT: tl.constexpr):  # fmt: skip
     """Add a tile of channels to the scores ``a [rows, rows]``; it is symmetric, and one triangle means something."""
     different = pair_level(rows)
     own = tl.sum(q.to(tl.float32) * k.to(tl.float32), 1)
     a += tl.where(different == 0, own[:, None], 0.0)
     for level in tl.range(0, LEVELS, num_stages=1):
-        f, late = level_factors(
-            sums, low, sums_ptr, low_ptr, first, rows, last, cols, level, K, BLOCK_K, EXACT
-        )
+        f, late = level_factors(sums, low, sums_ptr, low_ptr, rows, cols, level, K, BLOCK_K, EXACT)
         x = cast(tl.where(late, q, k).to(tl.float32) * f, q.dtype)
         a += tl.where((different >> level) == 1, dot(x, tl.trans(x)), 0.0)
     return a

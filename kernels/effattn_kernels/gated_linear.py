@@ -36,7 +36,7 @@ def gated_linear_chunked(
     """``S_t = diag(exp(g_t)) S_(t-1) + k_t v_t^T``, ``o_t = scale S_t^T q_t``, chunk by chunk; always causal.
 
     Args:
-        q: ``[B, Hq, N, K]``, float16, bfloat16 or float32, any strides, any K.
+        q: ``[B, Hq, N, K]``, float16, bfloat16 or float32, any K, any strides (each row stride compiles once more).
         k: ``[B, Hkv, N, K]``; ``Hq`` is a multiple of ``Hkv`` and query head ``h`` reads key head
             ``h // (Hq // Hkv)``. Heads that share a key may be an expanded view, as in Mamba-2.
         v: ``[B, Hkv, N, V]``; V may differ from K.
@@ -135,9 +135,12 @@ class _Case:
     def _tiles_of(self, tile: Tile) -> tuple[int, int]:
         return _cdiv(self.key_dim, tile.block_k), _cdiv(self.value_dim, tile.block_v)
 
+    def _grid(self, programs: int) -> tuple[int, int, int]:
+        return programs, self.num_kv_heads, self.batch
+
     def _state_grid(self, tile: Tile) -> tuple[int, int, int]:
         tiles_k, tiles_v = self._tiles_of(tile)
-        return tiles_v, tiles_k, self.pairs
+        return self._grid(tiles_k * tiles_v)
 
     def _borders(self) -> torch.Tensor:
         return self._empty(self.pairs, self.chunks, self.key_dim, self.value_dim, dtype=self.state_dtype)
@@ -149,11 +152,11 @@ class _Case:
         from ._gated_linear_decay import _gated_linear_sums_kernel
 
         tile, gk = self.tiles.sums, self.g.shape[3]
-        sums = self._empty(self.pairs, self.seqlen, gk)
-        low = self._empty(self.pairs, self.seqlen, gk) if self.exact else sums
+        sums = self._empty(self.pairs, self.chunks, tile.chunk, gk)
+        low = torch.empty_like(sums) if self.exact else sums
         with _on(self.q.device):
-            _gated_linear_sums_kernel[(self.chunks, _cdiv(gk, tile.block_k), self.pairs)](
-                self.g, sums, low, *self.g.stride(), self.num_kv_heads, self.seqlen,
+            _gated_linear_sums_kernel[self._grid(self.chunks * _cdiv(gk, tile.block_k))](
+                self.g, sums, low, *self.g.stride(), self.num_kv_heads, self.seqlen, self.chunks,
                 GK=gk, BLOCK_K=tile.block_k, CHUNK=tile.chunk, EXACT=self.exact,
                 num_warps=tile.num_warps, num_stages=tile.num_stages,
             )  # fmt: skip
@@ -178,11 +181,11 @@ class _Case:
         tile = self.tiles.outputs
         out = self._empty(self.batch, self.num_heads, self.seqlen, self.value_dim, dtype=self.q.dtype)
         with _on(self.q.device):
-            _gated_linear_outputs_kernel[(self.chunks, self._tiles_of(tile)[1], self.batch * self.num_heads)](
+            _gated_linear_outputs_kernel[(self.chunks * self._tiles_of(tile)[1], self.num_heads, self.batch)](
                 self.q, self.k, self.v, *sums, states, out, self.options.scale,
                 *self.q.stride(), *self.k.stride(), *self.v.stride(),
-                self.num_heads, self.groups, self.seqlen, self.chunks,
-                **self.common, **_blocks(tile), LEVELS=self.levels,
+                self.num_kv_heads, self.seqlen, self.chunks,
+                **self.common, **_blocks(tile), GROUPS=self.groups, LEVELS=self.levels,
             )  # fmt: skip
         return out
 
@@ -208,7 +211,7 @@ class _Case:
         dq, dk = (self._empty(*x.shape, dtype=self.q.dtype) for x in (self.q, self.k))
         dg = self._empty(1 if self.per_channel else tiles_k, *self.g.shape)
         with _on(self.q.device):
-            _gated_linear_dqdk_kernel[(self.chunks, tiles_k, self.pairs)](
+            _gated_linear_dqdk_kernel[self._grid(self.chunks * tiles_k)](
                 self.q, self.k, self.v, dout, *sums, states, dstates, dq, dk, dg, self.options.scale,
                 *self.q.stride(), *self.k.stride(), *self.v.stride(), *dout.stride(),
                 self.num_kv_heads, self.pairs, self.seqlen, self.chunks,
@@ -223,7 +226,7 @@ class _Case:
         tile = self.tiles.dv
         dv = self._empty(*self.v.shape, dtype=self.q.dtype)
         with _on(self.q.device):
-            _gated_linear_dv_kernel[(self.chunks, self._tiles_of(tile)[1], self.pairs)](
+            _gated_linear_dv_kernel[self._grid(self.chunks * self._tiles_of(tile)[1])](
                 self.q, self.k, dout, *sums, dstates, dv, self.options.scale,
                 *self.q.stride(), *self.k.stride(), *dout.stride(), self.num_kv_heads, self.seqlen, self.chunks,
                 **self.common, **_blocks(tile), GROUPS=self.groups, LEVELS=self.levels,
@@ -293,10 +296,11 @@ def launches(
                 signature[arg] = f"*{kinds.get(arg, 'fp32')}:16"
             elif arg == "scale":
                 signature[arg] = "fp32"
-            elif arg.startswith("stride_") and arg.endswith("d"):
-                signature[arg], constexprs[arg] = "constexpr", 1
+            elif arg.startswith("stride_") and arg[-1] in "nd":
+                width = {"stride_vn": value_dim, "stride_don": value_dim, "stride_gn": gk}.get(arg, head_dim)
+                signature[arg], constexprs[arg] = "constexpr", width if arg[-1] == "n" else 1
             elif arg.startswith("stride_"):
-                dim = {"stride_vn": value_dim, "stride_don": value_dim, "stride_gn": gk}.get(arg, head_dim)
+                dim = {"stride_v": value_dim, "stride_do": value_dim, "stride_g": gk}.get(arg[:-1], head_dim)
                 signature[arg] = "i32:16" if dim % 16 == 0 else "i32"
             elif arg.isupper():
                 signature[arg] = "constexpr"

@@ -12,7 +12,7 @@ from effattn_lab.linear.linear_attention_cost import chunked_flops, state_elemen
 
 pytestmark = pytest.mark.browser
 
-SCRIPT = Path(__file__).parents[2] / "_sims" / "linear-stepper.js"
+SCRIPTS = [Path(__file__).parents[2] / "_sims" / name for name in ("stepper.js", "linear-stepper.js")]
 
 
 @pytest.fixture
@@ -23,7 +23,8 @@ def page(browser):
     page.set_content(
         "<!doctype html><title>t</title><body style='margin:0'><linear-stepper></linear-stepper>"
     )
-    page.add_script_tag(path=str(SCRIPT))
+    for script in SCRIPTS:
+        page.add_script_tag(path=str(script))
     yield page
     page.close()
     assert errors == []
@@ -82,14 +83,14 @@ def test_every_frame_follows_chunk_step(page):
 
 
 def test_keyboard_and_narrow_screen(page):
-    page.locator("linear-stepper .ls-stage").focus()
-    assert "it is empty" in page.locator(".ls-say").inner_text()
+    page.locator("linear-stepper .st-stage").focus()
+    assert "it is empty" in page.locator(".st-say").inner_text()
     page.keyboard.press("ArrowRight")
-    assert page.locator(".ls-count").inner_text() == "step 1 of 12"
-    assert "Weights inside the chunk of tokens 0–1" in page.locator(".ls-say").inner_text()
+    assert page.locator(".st-count").inner_text() == "step 1 of 12"
+    assert "Weights inside the chunk of tokens 0–1" in page.locator(".st-say").inner_text()
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("End")
-    said = page.locator(".ls-say").inner_text()
+    said = page.locator(".st-say").inner_text()
     assert said.startswith("Done: 176 multiply-adds, at most 10 numbers held.")
     assert float(said.rstrip(".").rsplit(" ", 1)[1]) < 1e-14
     page.keyboard.press(" ")  # plays from the start
@@ -102,8 +103,8 @@ def test_keyboard_and_narrow_screen(page):
 def test_controls_change_the_run(page):
     for chunk, steps in (("1", 24), ("8", 3)):
         page.locator("[data-set=chunk]").select_option(chunk)
-        assert page.locator(".ls-count").inner_text() == f"step 0 of {steps}"
+        assert page.locator(".st-count").inner_text() == f"step 0 of {steps}"
     page.locator("[data-set=normalize]").uncheck()
     page.locator("[data-do=step]").click()
-    assert "that is the output" in page.locator(".ls-say").inner_text()
-    assert "token 7" in page.locator(".ls-tables").inner_text()
+    assert "that is the output" in page.locator(".st-say").inner_text()
+    assert "token 7" in page.locator(".st-tables").inner_text()

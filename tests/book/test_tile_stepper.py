@@ -13,7 +13,7 @@ from effattn_lab.full.flash import tile_step
 
 pytestmark = pytest.mark.browser
 
-SCRIPT = Path(__file__).parents[2] / "_sims" / "tile-stepper.js"
+SCRIPTS = [Path(__file__).parents[2] / "_sims" / name for name in ("stepper.js", "tile-stepper.js")]
 
 
 @pytest.fixture
@@ -22,7 +22,8 @@ def page(browser):
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.set_content("<!doctype html><title>t</title><body style='margin:0'><tile-stepper></tile-stepper>")
-    page.add_script_tag(path=str(SCRIPT))
+    for script in SCRIPTS:
+        page.add_script_tag(path=str(script))
     yield page
     page.close()
     assert errors == []
@@ -96,15 +97,15 @@ def test_every_frame_follows_tile_step(page):
 
 
 def test_keyboard_and_narrow_screen(page):
-    stage = page.locator("tile-stepper .ts-stage")
+    stage = page.locator("tile-stepper .st-stage")
     stage.focus()
     steps = page.evaluate("document.querySelector('tile-stepper').run.frames.length")
     page.keyboard.press("ArrowRight")
-    assert page.locator(".ts-count").inner_text() == f"step 1 of {steps}"
-    assert "Read keys and values 0–1" in page.locator(".ts-say").inner_text()
+    assert page.locator(".st-count").inner_text() == f"step 1 of {steps}"
+    assert "Read keys and values 0–1" in page.locator(".st-say").inner_text()
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("End")
-    assert "Done: 6 tiles computed, 2 skipped" in page.locator(".ts-say").inner_text()
+    assert "Done: 6 tiles computed, 2 skipped" in page.locator(".st-say").inner_text()
     page.keyboard.press(" ")  # plays from the start
     assert page.locator("[data-do=play]").get_attribute("aria-pressed") == "true"
     page.keyboard.press("Home")
@@ -116,4 +117,4 @@ def test_controls_change_the_run(page):
     page.locator("[data-set=blockQ]").select_option("8")
     page.locator("[data-set=causal]").uncheck()
     page.locator("[data-do=end]").click()
-    assert "Done: 4 tiles computed, 0 skipped" in page.locator(".ts-say").inner_text()
+    assert "Done: 4 tiles computed, 0 skipped" in page.locator(".st-say").inner_text()

@@ -29,6 +29,11 @@ def test_recall_of_alike_keys():
     assert delta[1, 1][1] < 1e-3
     assert all(error > 5 for _, error in added.values())
     assert all(error < 2 for _, error in delta.values())
+    best = lab.recall(k.mT @ v, k, v, rescale=True)
+    for age, (cosine, error) in best.items():
+        assert cosine == pytest.approx(added[age][0], abs=1e-5), "another length, the same direction"
+        assert error < 1.1, "hardly worse than answering nothing"
+    assert min(error for _, error in best.values()) > 0.5
     exact = lab.recall(torch.linalg.lstsq(k[:, :, :64], v[:, :, :64]).solution, k[:, :, :64], v[:, :, :64])
     assert exact[17, 64][1] < 1e-2  # what is answered exactly has error 0
 

@@ -39,12 +39,12 @@ def test_tasks():
 def test_the_recorded_run():
     """Every mixer, task and seed once; only those that can turn the state over leave chance.
 
-    With a gate too the answers are right at twice the trained length; at eight times it, a decay that training left
-    in costs one seed or another its parity.
+    At twice the trained length all their answers are right, or nearly. At eight times it one seed in six has lost
+    parity without a gate, and half of them with one; the chapter looks into one of those.
     """
     table = tracking.recorded()
     seeds = {row["seed"] for row in table}
-    assert len(seeds) >= 3
+    assert len(seeds) >= 6
     assert len(table) == len(tracking.TASKS) * len(tracking.MIXERS) * len(seeds)
     for task in tracking.TASKS:
         chance = 1 / 2 if task == "parity" else 1 / 6
@@ -54,7 +54,8 @@ def test_the_recorded_run():
             share = {n: [row["answers"][n] for row in rows] for n in ("64", "256")}
             if "beta < 2" in mixer:
                 assert min(share["64"]) > 0.95, (task, mixer)
-                assert "gated" in mixer or min(share["256"]) > 0.9, (task, mixer)
+                held = sum(value > 0.9 for value in share["256"]) / len(seeds)
+                assert held >= (0.5 if (task, "gated" in mixer) == ("parity", True) else 0.8), (task, mixer)
             else:
                 assert max(share["256"]) < chance + 0.15, (task, mixer)
     assert tracking.summary(table)[0].keys() >= {"task", "mixer", "seeds", "at 32", "at 64", "at 256"}

@@ -147,6 +147,14 @@ def test_dtypes_groups_and_states(dtype, per):
     check((2, 4, 2, 45, 24, 40), DTYPES[dtype], per, state=True)
 
 
+@pytest.mark.parametrize("per", PER)
+@pytest.mark.parametrize("dims", [(24, 40), (72, 40), (40, 72)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_key_head_a_query_head(dtype, dims, per):
+    """With one tile of a dimension the kernels take a path of their own, with several a loop."""
+    check((2, 2, 2, 45, *dims), DTYPES[dtype], per, state=True)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("per", PER)
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -309,7 +317,10 @@ def test_positive_log_decay_is_named():
 
 @interpreter
 @pytest.mark.parametrize("case", [{}, {"dtype": "bf16", "per_channel": False},
-                                  {"dtype": "fp32", "num_kv_heads": 2, "head_dim": 16, "value_dim": 16}],
+                                  {"dtype": "fp32", "num_kv_heads": 2, "head_dim": 16, "value_dim": 16},
+                                  {"dtype": "bf16", "num_kv_heads": 2, "head_dim": 24, "per_channel": False},
+                                  {"dtype": "fp16", "num_kv_heads": 2, "head_dim": 24, "value_dim": 24,
+                                   "per_channel": False}],
                          ids=str)  # fmt: skip
 def test_traffic_is_the_formula(case):
     table = traffic_rows(**case)

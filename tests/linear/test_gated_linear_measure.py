@@ -1,5 +1,7 @@
 """The instruments of gated linear attention: the table beside fla, tiles that do not spill, figures."""
 
+import math
+
 import pytest
 import torch
 
@@ -21,6 +23,9 @@ def test_xray_beside_fla():
     kept = [r for r in record["rows"] if r["gpu"] == "A100" and r["kernel"] == "states" and r["by"] == "ours"]
     assert [{**r, "tile": tuple(r["tile"])} for r in kept] == rows[:1]
     assert all(row["spill_bytes"] == 0 for row in record["rows"] if row["by"] == "ours")
+    counts = {(r["gpu"], r["kernel"], r["by"]): r["instructions_per_token"] for r in record["rows"]}
+    for gpu, kernel, by in counts:  # the chapter says: in every step, on either GPU
+        assert by == "fla" or counts[gpu, kernel, "ours"] < counts[gpu, kernel, "fla"], (gpu, kernel)
     with pytest.raises(ValueError, match="head_dim: expected 16, 32 or 64, got 128"):
         gated_linear_peers.rows("A100", head_dim=128)
     with pytest.raises(ValueError, match="kernels: expected some of states"):
@@ -56,4 +61,6 @@ def test_profile_by_distance():
     lag = (torch.arange(n)[:, None] - torch.arange(n)).clamp(min=0)
     decayed = (0.9**lag).tril()[None, None]
     assert gated_linear_lab.by_distance(decayed) == pytest.approx([0.9**d for d in range(n // 2)], rel=1e-5)
+    normalised = gated_linear_lab.by_distance(decayed / decayed.sum(-1, keepdim=True))
+    assert gated_linear_lab.decay_by_distance(math.log(0.9), n // 2) == pytest.approx(normalised, rel=1e-5)
     assert gated_linear_lab.first_token(decayed) == pytest.approx(float((0.9 ** torch.arange(32, 64)).mean()))

@@ -113,6 +113,8 @@ def test_bad_input_is_named(lm):
         "layers: expected each once": lambda: linearized(lm.model, [3, 3]).__enter__(),
         "inner: expected 1 layers": lambda: linearized(lm.model, [3], []).__enter__(),
         "settings: expected some of local": lambda: experiment.run(lm, settings=["softmax"]),
+        # Before any work, and not an IndexError of torch half way through:
+        "layers: expected integers from 1 to 29, got 99": lambda: experiment.run(lm, layers=[3, 99]),
         "text: expected at least": lambda: experiment.pieces(lm, "a b c", 4, 512),
         "steps: expected an integer": lambda: experiment.transfer(None, None, None, steps=0),
     }.items():

@@ -192,6 +192,15 @@ def test_the_record_is_whole():
 
 
 @recorded
+def test_record_says_what_epsilon_decides():
+    """ZeroS: with its authors' epsilon no seed beats naming any value seen; with a smaller one, one does."""
+    chance = 1 / max(RECIPES["mqar"].pairs)
+    by = {(e["mixer"], e["size"]): e["values"] for e in recall.summary(recall.recorded())}
+    assert max(by["zeros_eps", 4]) < chance + 0.02
+    assert max(by["zeros", 4]) > 3 * chance
+
+
+@recorded
 @pytest.mark.parametrize("name", RUN)
 def test_the_record_belongs_to_this_code(name):
     """The first 25 steps of a recorded run, again: whoever changes a layer or the data has to run the study again."""

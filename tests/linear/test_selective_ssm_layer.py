@@ -127,7 +127,7 @@ def test_starts_like_mamba():
 
 
 @pytest.mark.parametrize(
-    "options", [dict(), dict(recompute=True, expand=1), dict(conv_width=1, state_size=4)], ids=str
+    "options", [dict(), dict(recompute=True, expand=1), dict(conv_width=1, state_size=4, rule="zoh")], ids=str
 )
 def test_trains_and_decodes(options):
     """The task is selective: the last marked value must come out, however long ago it was."""
@@ -214,6 +214,7 @@ def test_bad_layers_are_named():
         (dict(state_size=0), "state_size: expected an integer of at least 1, got 0"),
         (dict(expand=1.5), "expand: expected an integer"),
         (dict(dt_min=0.0), "dt_min: expected 0 < dt_min <= dt_max"),
+        (dict(rule="bilinear"), "rule: expected one of euler, zoh, got 'bilinear'"),
     ):
         with pytest.raises(ValueError, match=message):
             Mamba(16, **options)

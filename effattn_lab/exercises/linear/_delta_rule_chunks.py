@@ -37,12 +37,20 @@ def _chunk_reference(
 
 
 def _chunk_inputs(rng: np.random.Generator) -> list[Case]:
-    def case(name: str, c: int, *, decay: float = 0.7, empty: bool = False, written: bool = True) -> Case:
+    def case(
+        name: str,
+        c: int,
+        *,
+        decay: float = 0.7,
+        empty: bool = False,
+        written: bool = True,
+        length: float = 1.0,
+    ) -> Case:
         shape, d, dv = (2,), 6, 4
         S, X = normal(rng, *shape, d, dv), normal(rng, *shape, c, dv)
         g = -torch.from_numpy(rng.uniform(0.5, 1.5, (*shape, c))).float() * decay
         return Case(name, {
-            "S": 0 * S if empty else S, "q": normal(rng, *shape, c, d), "k": unit(rng, *shape, c, d),
+            "S": 0 * S if empty else S, "q": normal(rng, *shape, c, d), "k": length * unit(rng, *shape, c, d),
             "X": X if written else 0 * X, "g": g,
         })  # fmt: skip
 
@@ -53,12 +61,17 @@ def _chunk_inputs(rng: np.random.Generator) -> list[Case]:
         case("nothing written", 5, written=False),
         case("one token", 1),
         case("strong decay", 12, decay=60.0),
+        case("q and k as they come", 6, length=0.6),
     ]
 
 
 def _chunk_mutant(
     fault: str, S: torch.Tensor, q: torch.Tensor, k: torch.Tensor, X: torch.Tensor, g: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    if fault == "queries normalised":
+        q = q / q.norm(dim=-1, keepdim=True)
+    elif fault == "keys normalised":
+        k = k / k.norm(dim=-1, keepdim=True)
     c = g.cumsum(dim=-1)
     if fault == "masked too late":
         gamma = (c[..., :, None] - c[..., None, :]).exp()
@@ -102,6 +115,7 @@ CHUNK = Exercise(
         "nothing written": "With X = 0 out is e^(c_a) S^T q_a, and the state only decays.",
         "one token": "One token sees its own write.",
         "strong decay": "e^(c_a - c_b) above the diagonal overflows: mask before you exponentiate.",
+        "q and k as they come": "Nothing is scaled to length 1 here: that has been done.",
     },
     tolerance=Tolerance(
         5e-5,
@@ -136,6 +150,8 @@ CHUNK = Exercise(
             "chunk boundary lost": "The old state is gone after the chunk: the new one holds this chunk's writes "
             "only.",
             "read after the chunk": "The tokens read the state after the chunk, which holds what later tokens write.",
+            "queries normalised": "q is scaled to length 1 here. Queries come as they are to be used.",
+            "keys normalised": "k is scaled to length 1 here. Keys come as they are to be used.",
         },
     ),
     hints=(
@@ -198,11 +214,12 @@ def _forward_reference(
 
 def _forward_inputs(rng: np.random.Generator) -> list[Case]:
     def case(
-        name: str, n: int, size: int, *, hq: int = 2, hkv: int = 2, scale: float = 0.4, decay: float = 0.2
-    ) -> Case:
+        name: str, n: int, size: int, *, hq: int = 2, hkv: int = 2, scale: float = 0.4, decay: float = 0.2,
+        length: float = 1.0,
+    ) -> Case:  # fmt: skip
         d, dv = 6, 4
         return Case(name, {
-            "q": normal(rng, 1, hq, n, d), "k": unit(rng, 1, hkv, n, d), "v": normal(rng, 1, hkv, n, dv),
+            "q": normal(rng, 1, hq, n, d), "k": length * unit(rng, 1, hkv, n, d), "v": normal(rng, 1, hkv, n, dv),
             "beta": rates(rng, 1, hkv, n), "g": -torch.from_numpy(rng.uniform(0, 2, (1, hkv, n))).float() * decay,
             "scale": scale, "chunk_size": size,
         })  # fmt: skip
@@ -216,6 +233,7 @@ def _forward_inputs(rng: np.random.Generator) -> list[Case]:
         case("no decay", 20, 8, decay=0.0),
         case("scale", 10, 4, scale=1.9),
         case("grouped heads", 20, 8, hq=6, hkv=3),
+        case("q and k as they come", 20, 8, length=0.6),
     ]
 
 
@@ -231,6 +249,10 @@ def _forward_mutant(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     groups, heads, n = q.shape[1] // k.shape[1], k.shape[1], q.shape[2]
     order = torch.arange(q.shape[1]) % heads if fault == "heads tiled" else torch.arange(q.shape[1]) // groups
+    if fault == "queries normalised":
+        q = q / q.norm(dim=-1, keepdim=True)
+    elif fault == "keys normalised":
+        k = k / k.norm(dim=-1, keepdim=True)
     q = q if fault == "scale forgotten" else scale * q
     k, v, beta, g = (x[:, order] for x in (k, v, beta, g))
     v = scale * v if fault == "scale on the values too" else v
@@ -242,7 +264,9 @@ def _forward_mutant(
         q_c, k_c, v_c, b_c, g_c = (x[:, :, i : i + chunk_size] for x in (q, k, v, beta, g))
         asked = torch.zeros_like(S) if fault == "state not asked" else S
         L, R = system(asked, k_c, v_c, b_c, g_c)
-        X = {"not solved": R, "errors unscaled": solve(L, R / b_c[..., None])}.get(fault)
+        X = {"not solved": R, "values written": v_c, "errors unscaled": solve(L, R / b_c[..., None])}.get(
+            fault
+        )
         X = solve(L, R) if X is None else X
         start = torch.zeros_like(S) if fault == "chunk boundary lost" else S
         out[:, :, i : i + chunk_size], S = chunk(start, q_c, k_c, X, g_c)
@@ -267,6 +291,7 @@ FORWARD = Exercise(
         "no decay": "g = 0 is DeltaNet.",
         "scale": "Multiply the queries by scale once.",
         "grouped heads": "Query head h reads the keys, values, beta, g and state of head h // (Hq // Hkv).",
+        "q and k as they come": "Nothing is scaled to length 1 here: that has been done.",
     },
     tolerance=Tolerance(
         1e-4,
@@ -283,6 +308,10 @@ FORWARD = Exercise(
             "chunks "
             "left. Pass S.",
             "not solved": "R is written as it is: the tokens of a chunk do not see each other's writes. Solve.",
+            "values written": "v is written as it is: that is linear attention. The solution X of the system "
+            "stands in its place.",
+            "queries normalised": "q is scaled to length 1 here. Queries come as they are to be used.",
+            "keys normalised": "k is scaled to length 1 here. Keys come as they are to be used.",
             "errors unscaled": "The errors are solved for, not the writes: beta is missing.",
             "scale forgotten": "scale is not used.",
             "scale on the values too": "The values are multiplied by scale as well; the state should not know it.",
@@ -293,12 +322,11 @@ FORWARD = Exercise(
     ),
     hints=(
         "A loop of three calls. The state is the only thing that one chunk hands to the next.",
-        "repeat_kv(x, groups) for k and v, x.repeat_interleave(groups, dim=1) for beta and g; at the end S[:, "
-        "::groups] has "
-        "one state a key head again.",
-        "for i in range(0, N, chunk_size):\n"
+        "scale multiplies q, once, before the loop. For each chunk: step4 gives L and R, step3 solves for X, step5 "
+        "reads and returns the next state.",
+        "q = scale * q\nfor i in range(0, q.shape[2], chunk_size):\n"
         "    q_c, k_c, v_c, b_c, g_c = (x[:, :, i : i + chunk_size] for x in (q, k, v, beta, g))\n"
-        "    L, R = system(S, k_c, v_c, b_c, g_c)\n    out, S = chunk(S, q_c, k_c, solve(L, R), g_c)\n    "
-        "outs.append(out)",
+        "    L, R = step4(S, k_c, v_c, b_c, g_c)\n    o_c, S = step5(S, q_c, k_c, step3(L, R), g_c)\n"
+        "    out.append(o_c)",
     ),
 )

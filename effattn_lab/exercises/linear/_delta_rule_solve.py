@@ -40,17 +40,22 @@ def _solve_inputs(rng: np.random.Generator) -> list[Case]:
     ]
 
 
+def _solved(M: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
+    """M X = B, by NumPy: torch's own is refused within a check."""
+    return torch.from_numpy(np.linalg.solve(M.numpy(), B.numpy()))
+
+
 def _solve_mutant(fault: str, A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
     eye = torch.eye(A.shape[-1], dtype=A.dtype)
     L = A.tril(-1)
     if fault == "inclusive triangle":
-        return torch.linalg.solve(eye + A.tril(), B)
+        return _solved(eye + A.tril(), B)
     if fault == "the whole matrix":
-        return torch.linalg.solve(eye + A, B)
+        return _solved(eye + A, B)
     if fault == "upper triangle":
-        return torch.linalg.solve(eye + A.triu(1), B)
+        return _solved(eye + A.triu(1), B)
     if fault == "transposed":
-        return torch.linalg.solve(eye + L.mT, B)
+        return _solved(eye + L.mT, B)
     if fault == "one term of the series":
         return B - L @ B
     if fault == "doubling":
@@ -60,13 +65,25 @@ def _solve_mutant(fault: str, A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
             X = X + power @ X
         return X
     if fault == "added":
-        return torch.linalg.solve(eye - L, B)
+        return _solved(eye - L, B)
     if fault == "the identity left out":
         return L @ B
     X = solve(A, B)  # "last row left out"
     X[..., -1, :] = B[..., -1, :]
     return X
 
+
+_SOLVERS = (
+    "solve_triangular",
+    "solve",
+    "solve_ex",
+    "lu_solve",
+    "inv",
+    "inv_ex",
+    "inverse",
+    "pinv",
+    "triangular_solve",
+)
 
 SOLVE = Exercise(
     id="linear/delta_rule/solve",
@@ -76,7 +93,7 @@ SOLVE = Exercise(
     make_inputs=_solve_inputs,
     reference=_solve_reference,
     solution=solve,
-    from_scratch=FROM_SCRATCH,
+    from_scratch=(*FROM_SCRATCH, *(f"torch.linalg.{name}" for name in _SOLVERS)),
     properties={
         "solves the system": "Row i: x_i = b_i minus the sum over j < i of A_ij x_j, with the finished x_j.",
         "only the strictly lower part counts": "A has numbers on its diagonal and above. They are not part of the "
@@ -156,12 +173,14 @@ def _system_reference(
 
 
 def _system_inputs(rng: np.random.Generator) -> list[Case]:
-    def case(name: str, c: int, *, decay: float = 0.7, empty: bool = False, dv: int = 4) -> Case:
+    def case(
+        name: str, c: int, *, decay: float = 0.7, empty: bool = False, dv: int = 4, length: float = 1.0
+    ) -> Case:
         shape, d = (2,), 6
         S = normal(rng, *shape, d, dv)
         g = -torch.from_numpy(rng.uniform(0.5, 1.5, (*shape, c))).float() * decay
         return Case(name, {
-            "S": 0 * S if empty else S, "k": unit(rng, *shape, c, d), "v": normal(rng, *shape, c, dv),
+            "S": 0 * S if empty else S, "k": length * unit(rng, *shape, c, d), "v": normal(rng, *shape, c, dv),
             "beta": rates(rng, *shape, c), "g": g,
         })  # fmt: skip
 
@@ -172,12 +191,15 @@ def _system_inputs(rng: np.random.Generator) -> list[Case]:
         case("one token", 1),
         case("strong decay", 12, decay=60.0),
         case("as many tokens as dimensions", 6, dv=6),
+        case("keys as they come", 6, length=0.6),
     ]
 
 
 def _system_mutant(
     fault: str, S: torch.Tensor, k: torch.Tensor, v: torch.Tensor, beta: torch.Tensor, g: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    if fault == "keys normalised":
+        k = k / k.norm(dim=-1, keepdim=True)
     c = g.cumsum(dim=-1)
     late = c - g  # without the token's own decay
     between = c[..., :, None] - c[..., None, :]
@@ -228,6 +250,7 @@ SYSTEM = Exercise(
         "strong decay": "Above the diagonal c_a - c_b is positive and e to it overflows: inf * 0 is NaN. Mask before "
         "you exponentiate.",
         "as many tokens as dimensions": "With C = D = Dv no shape stops you from a wrong transpose.",
+        "keys as they come": "From step 4 on nothing is scaled to length 1 any more: that has been done.",
     },
     tolerance=Tolerance(
         5e-5,
@@ -264,6 +287,7 @@ SYSTEM = Exercise(
             "e^(g_1 + .. + g_a).",
             "state decayed too late": "Each token asks the state without its own decay, one token too late.",
             "state not asked": "R = beta V only holds for an empty state: what S answers already is missing.",
+            "keys normalised": "k is scaled to length 1 here. From this step on keys come as they are to be used.",
         },
     ),
     hints=(

@@ -41,14 +41,19 @@ def _write_reference(
 
 
 def _write_inputs(rng: np.random.Generator) -> list[Case]:
-    def case(name: str, d: int = 6, dv: int = 4, *, beta: float | None = None, empty: bool = False) -> Case:
+    def case(
+        name: str,
+        d: int = 6,
+        dv: int = 4,
+        *,
+        beta: float | None = None,
+        empty: bool = False,
+        length: float = 1,
+    ) -> Case:
         shape = (2, 3)
-        S = normal(rng, *shape, d, dv)
+        S, k = normal(rng, *shape, d, dv), length * unit(rng, *shape, d)
         b = rates(rng, *shape) if beta is None else torch.full(shape, beta)
-        return Case(
-            name,
-            {"S": 0 * S if empty else S, "k": unit(rng, *shape, d), "v": normal(rng, *shape, dv), "beta": b},
-        )
+        return Case(name, {"S": 0 * S if empty else S, "k": k, "v": normal(rng, *shape, dv), "beta": b})
 
     return [
         case("a step down the slope"),
@@ -57,12 +62,15 @@ def _write_inputs(rng: np.random.Generator) -> list[Case]:
         case("beta 2 mirrors", beta=2.0),
         case("an empty state", empty=True),
         case("as many values as keys", d=5, dv=5),
+        case("a longer key", length=1.8),
     ]
 
 
 def _write_mutant(
     fault: str, S: torch.Tensor, k: torch.Tensor, v: torch.Tensor, beta: torch.Tensor
 ) -> torch.Tensor:
+    if fault == "key shortened":
+        k = k / k.norm(dim=-1, keepdim=True)
     answer = (k[..., None, :] @ S)[..., 0, :]
     kb = beta[..., None] * k
 
@@ -85,7 +93,7 @@ def _write_mutant(
         return outer(kb, v - answer)
     if fault == "decay instead of erasure":
         return (1 - beta)[..., None, None] * S + outer(kb, v)
-    if S.shape[-1] == S.shape[-2]:  # "transposed": elsewhere the shapes would not allow it
+    if fault == "transposed" and S.shape[-1] == S.shape[-2]:  # elsewhere the shapes do not allow it
         answer = (S @ k[..., None])[..., 0]
     return S + outer(kb, v - answer)
 
@@ -107,6 +115,7 @@ WRITE = Exercise(
         "beta 2 mirrors": "With beta 2 the error changes its sign.",
         "an empty state": "An empty state answers 0, so all of v is missing.",
         "as many values as keys": "With D = Dv no shape stops you from a wrong transpose: the answer is S^T k.",
+        "a longer key": "The gradient is that of the key as it comes, whatever its length.",
     },
     tolerance=Tolerance(
         1e-5, 1e-5, "a handful of products and sums of numbers of size 1 to 4 in float32: 1e-6."
@@ -128,6 +137,8 @@ WRITE = Exercise(
             "corrected; "
             "what is stored under other keys stays.",
             "transposed": "The answer is S^T k, a vector of Dv numbers: k meets the rows of S, not its columns.",
+            "key shortened": "k is divided by its length. The step goes down the slope for the key as it comes; "
+            "lengths are the business of the next step.",
         },
     ),
     hints=(
@@ -246,7 +257,7 @@ TOKEN = Exercise(
         "the first token": "From an empty state: out = scale (q . k) beta v, with q and k of length 1.",
         "long keys": "q and k are divided by their length first, so that their size does not matter.",
         "a zero key": "Length 0: divide by sqrt(|k|^2 + 1e-6), and a zero vector stays zero.",
-        "scale": "scale multiplies what is read; the state does not know it.",
+        "scale": "scale multiplies out, what is read; the state does not know it.",
     },
     tolerance=Tolerance(
         2e-5,

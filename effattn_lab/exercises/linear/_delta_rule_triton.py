@@ -154,6 +154,8 @@ TRITON_FORWARD = Exercise(
                 "state not asked": "The answer of the state, tl.dot(k, s), is missing: only the first chunk is "
                 "right.",
                 "beta on the value only": "beta scales v but not the answer: x = beta * (v - answer).",
+                "no beta in R": "beta is missing in x: R is beta times what the state's answer lacks. The beta in "
+                "lower does not reach it.",
             },
         ),
         Mutant("no kernel", _no_kernel, _NO_KERNEL),

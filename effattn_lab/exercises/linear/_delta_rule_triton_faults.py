@@ -43,6 +43,8 @@ def faulty_kernel(
             x = beta * v.to(tl.float32)
         elif FAULT == "beta on the value only":
             x = beta * v - answer
+        elif FAULT == "no beta in R":
+            x = v - answer
         else:
             x = beta * (v - answer)
         if FAULT == "one term of the series":

@@ -159,9 +159,18 @@ def _chunk_reference(
 
 def _chunk_inputs(rng: np.random.Generator) -> list[Case]:
     def case(
-        name: str, c: int = 12, *, past: float = 1.0, low: float = -0.5, dim: int = 6, value_dim: int = 5
+        name: str,
+        c: int = 12,
+        *,
+        past: float = 1.0,
+        low: float = -0.5,
+        dim: int = 6,
+        value_dim: int = 5,
+        border: bool = False,
     ) -> Case:
         g = decays(rng, c, dim, low=low)
+        if border:
+            g[5] = -torch.inf
         q, k, v = normal(rng, c, dim), normal(rng, c, dim), normal(rng, c, value_dim)
         inside = torch.zeros(c, c)
         for i in range(c):
@@ -177,6 +186,7 @@ def _chunk_inputs(rng: np.random.Generator) -> list[Case]:
         case("as many values as channels", 5, dim=5, value_dim=5),
         case("strong decay", 30, low=-50.0),
         case("a long chunk", 64, low=-0.1),
+        case("-inf forgets everything", border=True),
     ]
 
 
@@ -191,7 +201,7 @@ def _chunk_mutant(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     up, behind, total = g.cumsum(dim=0), _after(g), g.sum(dim=0)
     if fault == "read off by one":
-        up = up - g
+        up = torch.cat([torch.zeros_like(g[:1]), up[:-1]])
     elif fault == "read undecayed":
         up = torch.zeros_like(up)
     elif fault == "keys undecayed":
@@ -200,6 +210,8 @@ def _chunk_mutant(
         behind = behind + g
     elif fault == "keys summed from the front":
         behind = up
+    elif fault == "difference of running sums":
+        behind = total - up
     elif fault == "last decay alone":
         total = g[-1]
     elif fault == "state undecayed":
@@ -232,6 +244,8 @@ CHUNK = Exercise(
         "as many values as channels": "The decay belongs to the rows of S, one a key channel.",
         "strong decay": "No exponent may be positive.",
         "a long chunk": "64 tokens, weak decay: every key still counts at the end.",
+        "-inf forgets everything": "A g of -inf in the middle: what came before is gone, what comes after is "
+        "whole. total - cumsum is -inf minus -inf there, and NaN.",
     },
     tolerance=Tolerance(
         3e-5,
@@ -252,6 +266,8 @@ CHUNK = Exercise(
             "keys off by one": "Off by one: key j's own decay g[j] is counted. It acted before j was written.",
             "keys summed from the front": "A key decays from its place to the end of the chunk: sum what comes "
             "after it.",
+            "difference of running sums": "total - cumsum is the right sum until a g is -inf: then it is NaN, and "
+            "the state with it. Sum what comes after each key, from behind.",
             "last decay alone": "The old state has decayed by all of the chunk's tokens, not by the last alone.",
             "state undecayed": "The old state is handed on undecayed.",
             "decay after the write": "The chunk's whole decay hits its own keys too. Decay the old state alone.",

@@ -61,6 +61,9 @@ def _forward_inputs(rng: np.random.Generator) -> list[Case]:
             "g": decays(rng, 2, hkv, n, low=low), "scale": scale, "chunk_size": c,
         })  # fmt: skip
 
+    border = case("-inf forgets everything", 40, 16)
+    border.kwargs["g"][:, :, [5, 32]] = -torch.inf  # type: ignore[index]  # inside a chunk, and where one begins
+
     return [
         case("equals token after token", 64, 16),
         case("length not a multiple of the chunk", 37, 16),
@@ -71,6 +74,7 @@ def _forward_inputs(rng: np.random.Generator) -> list[Case]:
         case("strong decay", 80, 40, low=-50.0),
         case("scale", 40, 16, scale=3.0),
         case("grouped heads", 33, 8, hq=6, hkv=2),
+        border,
     ]
 
 
@@ -109,6 +113,9 @@ def _forward_mutant(
             mask = mask + mask.transpose(-1, -2).triu(1)
         if fault == "decay off by one":
             mask = mask * g_c.exp()[..., None, :]
+        if fault == "differences of running sums inside":
+            apart = up[..., :, None] - up[..., None, :]
+            mask = apart.masked_fill(~torch.ones_like(apart).tril().bool(), -torch.inf).exp()
         if fault == "divided by the running product":
             product = up.exp()
             mask = (product[..., :, None] / product[..., None, :]).tril()
@@ -116,7 +123,11 @@ def _forward_mutant(
         if fault == "sums never restarted":
             up = whole[..., i : i + chunk_size]
         past = (q_c * heads(up[..., None].exp())) @ heads(S)
-        written = (k_c * (total - g_c.cumsum(dim=-1))[..., None].exp()).transpose(-1, -2) @ v_c
+        behind = torch.cat([g_c[..., 1:], torch.zeros_like(g_c[..., :1])], dim=-1)
+        behind = behind.flip(-1).cumsum(dim=-1).flip(-1)
+        if fault == "difference of running sums":
+            behind = total - g_c.cumsum(dim=-1)
+        written = (k_c * behind[..., None].exp()).transpose(-1, -2) @ v_c
         kept = torch.ones_like(total) if fault == "state undecayed" else total.exp()
         S = written if fault == "chunk boundary lost" else kept[..., None] * S + written
         out[:, :, i : i + chunk_size] = inside @ heads(v_c) + past
@@ -172,6 +183,8 @@ FORWARD = Exercise(
         "any chunk size": "The result must not depend on chunk_size, also when it is 1 or more than N.",
         "strong decay": "Only sums of log decays: no division by a decay.",
         "scale": "The outputs are multiplied by scale; the state is not.",
+        "-inf forgets everything": "A log decay of -inf: what came before is gone, what comes after is whole. A "
+        "difference of running sums is -inf minus -inf there, and NaN.",
         "grouped heads": "Query head h reads the keys, values, decays and state of head h // (Hq // Hkv).",
     },
     tolerance=Tolerance(
@@ -190,6 +203,10 @@ FORWARD = Exercise(
             "divided by the running product": "Inside the chunk one running product is divided by another: 0 / 0 "
             "is NaN "
             "under strong decay. Use your mask.",
+            "difference of running sums": "total - cumsum, for the keys, is the right sum until a log decay is "
+            "-inf: then it is NaN, and the state with it. Sum what comes after each key, from behind.",
+            "differences of running sums inside": "Inside the chunk a running sum is taken from another: -inf "
+            "minus -inf is NaN. Your mask adds up between two tokens.",
             "sums never restarted": "The sums of decays run on over the whole sequence: the state has decayed up "
             "to its "
             "border already, so begin anew in every chunk.",

@@ -11,6 +11,7 @@ from effattn_lab.exercises.core import Case, Exercise, Kernel, Mutant, Output, T
 from effattn_lab.exercises.kernels import RAN, STORED, device, launcher, probes, require_triton, source
 from effattn_lab.exercises.linear._gated_linear_forward import forward_reference
 from effattn_lab.exercises.linear._gated_linear_parts import FROM_SCRATCH, decays
+from effattn_lab.exercises.linear._tf32 import ON_A_GPU
 from effattn_lab.exercises.making import mutants, normal
 
 _SOLUTION = "effattn_lab.exercises.linear._gated_linear_triton_solution"
@@ -93,7 +94,7 @@ TRITON_FORWARD = Exercise(
     kernel=Kernel("gated_kernel", "gated_triton", lambda: launcher(_SOLUTION, "gated_triton")),
     properties={
         "equals token after token": "The body is your chunk: the square with its decays, what the state adds, the "
-        "scale, the state. On a GPU, tl.dot rounds float32 to TF32 unless input_precision='ieee'.",
+        "scale, the state." + ON_A_GPU,
         "length not a multiple of the chunk": "Rows past the end were loaded as 0, log decays too: no decay. "
         "Nothing has to "
         "be masked for them.",
@@ -150,7 +151,16 @@ TRITON_FORWARD = Exercise(
                 "written.",
                 "keys undecayed": "Each key is written into s as if it were the last of its chunk: multiply by "
                 "exp(total - up).",
+                "keys off by one": "Off by one: a key is written into s with its own decay on it. That acted before "
+                "the key was written: exp(total - up), without g.",
+                "keys decayed by their own g": "Each key is written into s times exp(g), its own decay. What counts "
+                "is what comes after it in the chunk: exp(total - up).",
                 "read undecayed": "q reads the state as the chunk found it: multiply by exp(up).",
+                "read off by one": "Off by one: the state that a query reads has decayed by the query's own g, too: "
+                "exp(up), not exp(up - g).",
+                "scale forgotten": "out is not multiplied by scale.",
+                "scaled before the square is added": "Only what comes from the state is multiplied by scale: the "
+                "chunk's own part needs it as well.",
                 "state undecayed": "s is handed on undecayed: multiply by exp(total).",
                 "chunk boundary lost": "The state starts anew in every chunk: add to the decayed s.",
                 "written before read": "The chunk's keys are in s before its queries read it: they count twice, "

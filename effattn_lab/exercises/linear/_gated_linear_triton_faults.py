@@ -52,6 +52,10 @@ def faulty_kernel(
         rest = total - up
         if FAULT == "keys undecayed":
             rest = 0.0 * up
+        if FAULT == "keys off by one":
+            rest = total - up + g
+        if FAULT == "keys decayed by their own g":
+            rest = g
         k_kept = (k * tl.exp(rest)[:, None]).to(v.dtype)
         written = tl.dot(tl.trans(k_kept), v, input_precision="ieee")
         kept = tl.exp(total)
@@ -64,9 +68,15 @@ def faulty_kernel(
         read = tl.exp(up)
         if FAULT == "read undecayed":
             read = tl.exp(0.0 * up)
+        if FAULT == "read off by one":
+            read = tl.exp(up - g)
         out = tl.dot(q, s.to(q.dtype), input_precision="ieee") * read[:, None]
         out += tl.dot(inside.to(v.dtype), v, input_precision="ieee")
-        out = scale * out
+        if FAULT != "scale forgotten":
+            out = scale * out
+        if FAULT == "scaled before the square is added":
+            out = scale * tl.dot(q, s.to(q.dtype), input_precision="ieee") * read[:, None]
+            out += tl.dot(inside.to(v.dtype), v, input_precision="ieee")
         if FAULT != "written before read":
             s = kept * s + written
         tl.store(out_ptr + token * V + values[None, :], out.to(out_ptr.dtype.element_ty), mask=token < seqlen)

@@ -24,10 +24,10 @@ def chunk(
     S: torch.Tensor, z: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The past through the state, the chunk's own tokens through a small masked square."""
-    inside = (q @ k.T).tril()
+    inside = (q @ k.mT).tril()
     numerator = q @ S + inside @ v
-    denominator = q @ z + inside.sum(dim=-1)
-    return numerator, denominator, S + k.T @ v, z + k.sum(dim=0)
+    denominator = (q @ z[..., None])[..., 0] + inside.sum(dim=-1)
+    return numerator, denominator, S + k.mT @ v, z + k.sum(dim=-2)
 
 
 def _chunk_reference(
@@ -35,21 +35,22 @@ def _chunk_reference(
 ) -> tuple[torch.Tensor, ...]:
     """Token after token."""
     num, den = [], []
-    for t in range(q.shape[0]):
-        S, z = S + torch.outer(k[t], v[t]), z + k[t]
-        num.append(q[t] @ S)
-        den.append(q[t] @ z)
-    return torch.stack(num), torch.stack(den), S, z
+    for t in range(q.shape[-2]):
+        q_t, k_t, v_t = (x[..., t, :] for x in (q, k, v))
+        S, z = S + torch.einsum("...f,...d->...fd", k_t, v_t), z + k_t
+        num.append(torch.einsum("...f,...fd->...d", q_t, S))
+        den.append((q_t * z).sum(dim=-1))
+    return torch.stack(num, dim=-2), torch.stack(den, dim=-1), S, z
 
 
 def _chunk_inputs(rng: np.random.Generator) -> list[Case]:
     def features(n: int, f: int) -> torch.Tensor:
-        return positive(rng, n, f, size=0.35)  # so that weights are of size 1
+        return positive(rng, 2, 3, n, f, size=0.35)  # so that weights are of size 1
 
     def case(name: str, c: int, f: int = 8, dv: int = 6, *, past: int = 20) -> Case:
-        keys, values = features(past, f), normal(rng, past, dv)
-        q, k, v = features(c, f), features(c, f), normal(rng, c, dv)
-        return Case(name, {"S": keys.T @ values, "z": keys.sum(dim=0), "q": q, "k": k, "v": v})
+        keys, values = features(past, f), normal(rng, 2, 3, past, dv)
+        q, k, v = features(c, f), features(c, f), normal(rng, 2, 3, c, dv)
+        return Case(name, {"S": keys.mT @ values, "z": keys.sum(dim=-2), "q": q, "k": k, "v": v})
 
     return [
         case("equals token after token", 16),
@@ -63,24 +64,25 @@ def _chunk_inputs(rng: np.random.Generator) -> list[Case]:
 def _chunk_mutant(
     fault: str, S: torch.Tensor, z: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
-    square = q @ k.T
+    square = q @ k.mT
     inside = {
         "leaky mask": square, "mask too strict": square.tril(-1), "mask transposed": square.triu(),
         "inside forgotten": 0 * square,
     }.get(fault, square.tril())  # fmt: skip
-    S_new, z_new = S + k.T @ v, z + k.sum(dim=0)
+    S_new, z_new = S + k.mT @ v, z + k.sum(dim=-2)
     if fault == "state replaced":
-        S_new, z_new = k.T @ v, k.sum(dim=0)
+        S_new, z_new = k.mT @ v, k.sum(dim=-2)
     if fault == "state not written":
         S_new, z_new = S.clone(), z.clone()
     past_S, past_z = (S_new, z_new) if fault == "written before read" else (S, z)
-    num, den = q @ past_S + inside @ v, q @ past_z + inside.sum(dim=-1)
+    before = (q @ past_z[..., None])[..., 0]
+    num, den = q @ past_S + inside @ v, before + inside.sum(dim=-1)
     if fault == "past forgotten":
         num, den = inside @ v, inside.sum(dim=-1)
     if fault == "denominator inside only":
         den = inside.sum(dim=-1)
     if fault == "denominator of the past only":
-        den = q @ z
+        den = before
     return num, den, S_new, z_new
 
 
@@ -95,7 +97,8 @@ INSIDE = {
 CHUNK = Exercise(
     id="linear/linear_attention/chunk",
     title="one chunk, given what came before it",
-    signature="chunk(S [F, Dv], z [F], q [C, F], k [C, F], v [C, Dv]) -> (num [C, Dv], den [C], S, z)",
+    signature="chunk(S [..., F, Dv], z [..., F], q, k [..., C, F], v [..., C, Dv]) "
+    "-> (num [..., C, Dv], den [..., C], S, z)",
     outputs=(Output("num", "q"), Output("den", "q"), Output("S", "S"), Output("z", "z")),
     make_inputs=_chunk_inputs,
     reference=_chunk_reference,
@@ -132,10 +135,10 @@ CHUNK = Exercise(
     hints=(
         "Every token sees two things: all of the past, and the tokens of its own chunk up to itself. The first "
         "is in (S, z).",
-        "Past: q @ S and q @ z. Own chunk: the square q @ k^T, its upper half cut away, times v; its row sums "
-        "for the denominator. Then the state, for the next chunk.",
-        "inside = (q @ k.T).tril()\nnum = q @ S + inside @ v\nden = q @ z + inside.sum(dim=-1)\n"
-        "return num, den, S + k.T @ v, z + k.sum(dim=0)",
+        "Past: q @ S, and q @ z with z as a column. Own chunk: the square q @ k.mT, its upper half cut away, times "
+        "v; its row sums for the denominator. Then the state, for the next chunk.",
+        "inside = (q @ k.mT).tril()\nnum = q @ S + inside @ v\n"
+        "den = (q @ z[..., None])[..., 0] + inside.sum(dim=-1)\nreturn num, den, S + k.mT @ v, z + k.sum(dim=-2)",
     ),
 )
 
@@ -147,18 +150,16 @@ def linear_forward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Causal linear attention of features, chunk after chunk."""
     groups = q.shape[1] // k.shape[1]
-    q = scale * q
+    k, v = repeat_kv(k, groups), repeat_kv(v, groups)
     S = torch.zeros(*k.shape[:2], k.shape[3], v.shape[3], dtype=q.dtype)
     z = torch.zeros_like(k[:, :, 0])
+    q = scale * q
     out = []
     for i in range(0, q.shape[2], chunk_size):
         q_c, k_c, v_c = (x[:, :, i : i + chunk_size] for x in (q, k, v))
-        inside = (q_c @ repeat_kv(k_c, groups).transpose(-1, -2)).tril()
-        num = q_c @ repeat_kv(S, groups) + inside @ repeat_kv(v_c, groups)
-        den = (q_c @ repeat_kv(z, groups)[..., None])[..., 0] + inside.sum(dim=-1)
+        num, den, S, z = chunk(S, z, q_c, k_c, v_c)
         out.append(num / (den + EPS)[..., None] if normalize else num)
-        S, z = S + k_c.transpose(-1, -2) @ v_c, z + k_c.sum(dim=2)
-    return torch.cat(out, dim=2), S, z
+    return torch.cat(out, dim=2), S[:, ::groups], z[:, ::groups]
 
 
 def _forward_reference(
@@ -273,9 +274,9 @@ def _long_judge(outcomes: Sequence[Outcome]) -> str | None:
 
 _NO_SQUARE = "never holds an N x N tensor"
 _WHOLE = (
-    "The whole masked square is laid out. Only the square inside one chunk is needed at a time; the rest "
+    "The whole masked square is laid out. Only the square inside one chunk is needed at a time; what is left of it "
+    "stands in S."
 )
-"is in S."
 
 FORWARD = Exercise(
     id="linear/linear_attention/forward",
@@ -324,13 +325,12 @@ FORWARD = Exercise(
         },
     ),
     hints=(
-        "Your chunk is the body of the loop, with [B, H] in front: .T becomes .transpose(-1, -2). The state "
-        "belongs to the key heads.",
-        "Put the scale on q once, before the loop. Queries have Hq heads: repeat_kv(x, groups) for the chunk's "
-        "keys and values and for S and z, when a query reads them. The state itself is written with Hkv heads.",
-        "for i in range(0, N, chunk_size):\n    q_c, k_c, v_c = (x[:, :, i : i + chunk_size] for x in (q, k, v))\n"
-        "    inside = (q_c @ repeat_kv(k_c, groups).transpose(-1, -2)).tril()\n"
-        "    num = q_c @ repeat_kv(S, groups) + inside @ repeat_kv(v_c, groups)\n    ... den likewise, divide "
-        "if asked\n    S, z = S + k_c.transpose(-1, -2) @ v_c, z + k_c.sum(dim=2)",
+        "The body of the loop is one call of your chunk. The state is all that it hands to the next.",
+        "Put the scale on q once, before the loop. Slices of q, k and v go in; num and den come out, and the new S "
+        "and z. With normalize divide num by den + 1e-6, with an axis more: [..., None].",
+        "q = scale * q\nfor i in range(0, q.shape[2], chunk_size):\n"
+        "    q_c, k_c, v_c = (x[:, :, i : i + chunk_size] for x in (q, k, v))\n"
+        "    num, den, S, z = step4(S, z, q_c, k_c, v_c)\n"
+        "    out.append(...)  # num, divided if asked",
     ),
 )

@@ -107,6 +107,8 @@ def judge(
     batch, gamma = drafts.shape
     p_x, q_x = (x.gather(-1, drafts[..., None])[..., 0] for x in (p[:, :gamma], q))
     taken = u_accept * p_x < q_x if fault == "turned round" else u_accept * q_x < p_x
+    if fault == "accepted at 0":
+        taken = u_accept * q_x <= p_x
     count = taken.long().cumprod(dim=1).sum(dim=1)
     rows, at = torch.arange(batch), count.clamp(max=gamma - 1)
     place = torch.zeros_like(at) if fault == "first place" else at
@@ -125,9 +127,14 @@ def judge(
     draw = u_final
     if fault == "u twice":
         draw = torch.where(count < gamma, u_accept[rows, at], u_final)
+    if fault.startswith("u_accept"):
+        draw = {"of the place": u_accept[rows, at], "first": u_accept[:, 0], "last": u_accept[:, -1]}[
+            fault[9:]
+        ]
     sums = last.cumsum(dim=-1)
     final = ((sums < draw[:, None]) if fault == "at or above" else (sums <= draw[:, None])).sum(dim=-1)
-    final = final.clamp(max=p.shape[-1] - 1)
+    if fault != "no clamp":
+        final = final.clamp(max=p.shape[-1] - 1)
     if fault == "argmax":
         final = last.argmax(dim=-1)
     slots = torch.arange(gamma + 1)
@@ -136,6 +143,8 @@ def judge(
         shown = (count + 1).clamp(max=gamma)
         tokens = tokens.masked_fill(slots > shown[:, None], -1)
         return torch.where(slots == shown[:, None], final[:, None], tokens)
+    if fault == "no final token":
+        return tokens.masked_fill(slots >= count[:, None], -1)
     if fault != "goes on":
         tokens = tokens.masked_fill(slots > count[:, None], -1)
     else:

@@ -6,10 +6,12 @@ reference decide alike: what is compared is exact.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 
-from effattn_lab.exercises.core import Case, Exercise, Output, Tolerance
+from effattn_lab.exercises.core import Case, Exercise, Mutant, Output, Tolerance
 from effattn_lab.exercises.linear._linearized_llm_rounds import (
     EXACT,
     FROM_SCRATCH,
@@ -135,7 +137,7 @@ RESIDUAL = Exercise(
 
 
 def accept(p: torch.Tensor, q: torch.Tensor, drafts: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-    """How many drafts are accepted. p, q [B, G, V]; drafts int64 [B, G]; u [B, G] -> int64 [B]."""
+    """How many drafts are accepted. p, q [B, gamma, V]; drafts int64 [B, gamma]; u [B, gamma] -> int64 [B]."""
     p_x = p.gather(-1, drafts[..., None])[..., 0]
     q_x = q.gather(-1, drafts[..., None])[..., 0]
     return (u < p_x / q_x).long().cumprod(dim=1).sum(dim=1)
@@ -149,12 +151,14 @@ def _accept_case(name: str, rng: np.random.Generator, **how: object) -> Case:
 
 
 def _accept_inputs(rng: np.random.Generator) -> list[Case]:
+    zero = _accept_case("the target would never say it", rng, rows=16, gamma=3, vocab=8, like="apart")
+    zero.kwargs["u"][::2] = 0.0  # type: ignore[index]  # 0 is not below 0
     return [
         _accept_case("one draft", rng, rows=64, gamma=1, vocab=6),
         _accept_case("stops at the first rejection", rng, rows=64, gamma=5, vocab=6),
         _accept_case("a likely draft is always accepted", rng, rows=32, gamma=4, vocab=5, like="target"),
         _accept_case("a guess that is not random", rng, rows=64, gamma=3, vocab=4, like="guess"),
-        _accept_case("the target would never say it", rng, rows=16, gamma=3, vocab=8, like="apart"),
+        zero,
     ]
 
 
@@ -171,6 +175,8 @@ def _accept_mutant(
         taken = u < p_x
     elif fault == "above":
         taken = u * q_x > p_x
+    elif fault == "at or below":
+        taken = u * q_x <= p_x
     elif fault == "argmax":
         taken = p.argmax(dim=-1) == drafts
     elif fault == "difference":
@@ -187,7 +193,7 @@ def _accept_mutant(
 ACCEPT = Exercise(
     id="linear/linearized_llm/accept",
     title="how many drafts are accepted",
-    signature="accept(p [B, G, V], q [B, G, V], drafts [B, G], u [B, G]) -> accepted [B]",
+    signature="accept(p [B, gamma, V], q [B, gamma, V], drafts [B, gamma], u [B, gamma]) -> accepted [B]",
     outputs=(Output("accepted", "int64"),),
     make_inputs=_accept_inputs,
     reference=lambda p, q, drafts, u: (accept(p, q, drafts, u),),
@@ -199,7 +205,7 @@ ACCEPT = Exercise(
         "there any more: count up to the first rejection only.",
         "a likely draft is always accepted": "Where p(x) >= q(x) every u below 1 accepts.",
         "a guess that is not random": "q(x) is 1 there: the guess is accepted with probability p(x).",
-        "the target would never say it": "p(x) = 0: rejected, whatever u is.",
+        "the target would never say it": "p(x) = 0: rejected, whatever u is, 0 included.",
     },
     tolerance=EXACT,
     mutants=mutants(
@@ -210,6 +216,8 @@ ACCEPT = Exercise(
             "no draw": "The random number isn't used: a draft with p < q must still be accepted in p/q of the cases.",
             "draft ignored": "u is compared with p(x) alone. The draft came with probability q(x), so divide by it.",
             "above": "Accepted where it should be rejected: u below the quotient means yes.",
+            "at or below": "u <= p/q accepts a draft that the target would never say (p = 0) when u is 0: the "
+            "comparison is u < p/q.",
             "argmax": "That is the greedy rule: right at temperature 0, but the samples of a target are not its "
             "argmax.",
             "difference": "The difference p - q belongs to the residual; acceptance asks for the quotient.",
@@ -235,33 +243,40 @@ ACCEPT = Exercise(
 def verify(
     p: torch.Tensor, q: torch.Tensor, drafts: torch.Tensor, u_accept: torch.Tensor, u_final: torch.Tensor
 ) -> torch.Tensor:
-    """Tokens of a round, -1 behind them. p [B, G + 1, V]; q [B, G, V]; drafts [B, G] -> int64 [B, G + 1]."""
+    """Tokens of a round, -1 behind them: int64 [B, gamma + 1]. p [B, gamma + 1, V]; q [B, gamma, V]."""
     batch, gamma = drafts.shape
     count = accept(p[:, :gamma], q, drafts, u_accept)
     rows = torch.arange(batch)
     at = count.clamp(max=gamma - 1)
     last = torch.where((count < gamma)[:, None], residual(p[rows, at], q[rows, at]), p[:, gamma])
-    final = (last.cumsum(dim=-1) <= u_final[:, None]).sum(dim=-1)
+    final = (last.cumsum(dim=-1) <= u_final[:, None]).sum(dim=-1).clamp(max=p.shape[-1] - 1)
     place = torch.arange(gamma + 1)
     tokens = torch.cat([drafts, final[:, None]], dim=1).masked_fill(place > count[:, None], -1)
     return torch.where(place == count[:, None], final[:, None], tokens)
 
 
 def _verify_inputs(rng: np.random.Generator) -> list[Case]:
+    apart = round_case("everything rejected", rng, rows=24, gamma=2, vocab=8, like="apart")
+    apart.kwargs["u_accept"][::2] = 0.0  # type: ignore[index]
+    below = round_case("a sum that ends below 1", rng, rows=8, gamma=2, vocab=6, like="target")
+    below.kwargs["p"][:, -1] *= 0.999  # type: ignore[index, operator]
+    below.kwargs["u_final"][::2] = 0.9995  # type: ignore[index]
     return [
         round_case("drafts and what follows them", rng, rows=96, gamma=3, vocab=6),
         round_case("one draft", rng, rows=64, gamma=1, vocab=5),
         round_case("nothing rejected", rng, rows=32, gamma=3, vocab=6, like="target"),
-        round_case("everything rejected", rng, rows=24, gamma=2, vocab=8, like="apart"),
+        apart,
         round_case("guesses that are not random", rng, rows=64, gamma=2, vocab=5, like="guess"),
         round_case("what has probability 0 is not drawn", rng, rows=24, gamma=2, vocab=6, like="hole"),
+        below,
     ]
 
 
 VERIFY = Exercise(
     id="linear/linearized_llm/verify",
     title="judge a round of drafts",
-    signature="verify(p [B, G+1, V], q [B, G, V], drafts [B, G], u_accept [B, G], u_final [B]) -> tokens [B, G+1]",
+    signature="verify(p [B, gamma+1, V], q [B, gamma, V], drafts [B, gamma], u_accept [B, gamma], u_final [B]) "
+    "-> tokens [B, gamma+1]",
     outputs=(Output("tokens", "int64"),),
     make_inputs=_verify_inputs,
     reference=lambda **given: (verify(**given),),
@@ -271,42 +286,58 @@ VERIFY = Exercise(
         "drafts and what follows them": "Accepted drafts, then one token, then -1. At a rejection the token comes "
         "from the residual of that place.",
         "one draft": "Either the draft and a token from p[:, 1], or one token from the residual.",
-        "nothing rejected": "All drafts stay, and one more token comes from the last distribution, p[:, G].",
+        "nothing rejected": "All drafts stay, and one more token comes from the last distribution, p[:, gamma].",
         "everything rejected": "One token, from the residual of place 0, and -1 behind it.",
         "guesses that are not random": "q is one-hot: a rejected guess cannot come back as the replacement.",
         "what has probability 0 is not drawn": "The first token whose cumulative sum is above u_final: with "
         "u_final = 0 a sum of 0 does not count.",
+        "a sum that ends below 1": "As float32 sums do, by a rounding: a u_final above it gives the last token, not "
+        "an index past the end.",
     },
     tolerance=EXACT,
-    mutants=mutants(
-        judge,
-        {
-            "from p": "After a rejection the token is drawn from p. The accepted drafts have used up min(p, q): draw "
-            "from the residual.",
-            "turned round": "The acceptance quotient is turned round: it must be p/q.",
-            "no bonus": "When all drafts are accepted, one more token is due: the pass has given p[:, G].",
-            "bonus from the last draft": "The token after all drafts is drawn from p[:, G - 1], the distribution of "
-            "the last draft's place; the one behind it is p[:, G].",
-            "first place": "The residual of place 0 is used wherever the rejection was.",
-            "u twice": "The number that rejected the draft is used again to draw the replacement. Given a rejection "
-            "it is no longer uniform: use u_final.",
-            "goes on": "Drafts behind the rejected one are kept. They continue a text that isn't there any more.",
-            "not normalised": "The residual isn't divided by its sum, so its cumulative sums end below 1.",
-            "residual after all": "The residual is taken also where nothing was rejected; the last token then comes "
-            "from p[:, G] as it is.",
-            "argmax": "The last token is the likeliest one; it must be drawn with u_final.",
-            "at or above": "u_final = 0 draws the first token even if its probability is 0: the sum must be above u.",
-            "keeps the rejected": "The rejected draft stays in the output, with the replacement behind it.",
-        },
+    mutants=(
+        Mutant(
+            "u twice",
+            partial(judge, "u twice"),
+            "The number that rejected the draft is used again to draw the replacement. Given a rejection it is no "
+            "longer uniform: use u_final.",
+            tuple(partial(judge, f"u_accept {which}") for which in ("of the place", "first", "last")),
+        ),
+        *mutants(
+            judge,
+            {
+                "from p": "After a rejection the token is drawn from p. The accepted drafts have used up min(p, "
+                "q): draw from the residual.",
+                "turned round": "The acceptance quotient is turned round: it must be p/q.",
+                "no bonus": "When all drafts are accepted, one more token is due: the pass has given p[:, gamma].",
+                "bonus from the last draft": "The token after all drafts is drawn from p[:, gamma - 1], the "
+                "distribution of the last draft's place; the one behind it is p[:, gamma].",
+                "no final token": "The round ends with the drafts. One token of the target's own follows them: from "
+                "the residual at a rejection, from p[:, gamma] if all stayed. Put it in place `count`.",
+                "first place": "The residual of place 0 is used wherever the rejection was.",
+                "goes on": "Drafts behind the rejected one are kept. They continue a text that isn't there any more.",
+                "not normalised": "The residual isn't divided by its sum, so its cumulative sums end below 1.",
+                "residual after all": "The residual is taken also where nothing was rejected; the last token "
+                "then comes from p[:, gamma] as it is.",
+                "argmax": "The last token is the likeliest one; it must be drawn with u_final.",
+                "accepted at 0": "u <= p/q accepts a draft of probability 0 when u is 0: the comparison is u < p/q.",
+                "no clamp": "A sum of float32 numbers may end below 1, and u_final above it gives the index V, "
+                "which no token has: clamp(max=V - 1).",
+                "at or above": "u_final = 0 draws the first token even if its probability is 0: the sum must be "
+                "above u.",
+                "keeps the rejected": "The rejected draft stays in the output, with the replacement behind it.",
+            },
+        ),
     ),
     hints=(
         "You have both parts: accept says how many drafts stay, residual where the next token comes from unless all "
         "stay. Choose one distribution for each row, then draw once.",
-        "rows = torch.arange(B); p[rows, count] picks a place for each row. Where count == G the distribution is "
-        "p[:, G], else residual(p[rows, count], q[rows, count]). Draw: the first index whose cumsum exceeds u_final.",
-        "count = accept(p[:, :G], q, drafts, u_accept)\nat = count.clamp(max=G - 1)\n"
-        "last = torch.where((count < G)[:, None], residual(p[rows, at], q[rows, at]), p[:, G])\n"
-        "final = (last.cumsum(dim=-1) <= u_final[:, None]).sum(dim=-1)\n"
+        "rows = torch.arange(B); p[rows, count] picks a place for each row. Where count == gamma the distribution is "
+        "p[:, gamma], else residual(p[rows, count], q[rows, count]). Draw: the first index whose cumsum exceeds "
+        "u_final.",
+        "count = accept(p[:, :gamma], q, drafts, u_accept)\nat = count.clamp(max=gamma - 1)\n"
+        "last = torch.where((count < gamma)[:, None], residual(p[rows, at], q[rows, at]), p[:, gamma])\n"
+        "final = (last.cumsum(dim=-1) <= u_final[:, None]).sum(dim=-1).clamp(max=V - 1)\n"
         "... then drafts before place count, final at it, -1 behind.",
     ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from effattn_lab.exercises.core import Case, Exercise, Kernel, Mutant, Output, Tolerance, Value
 from effattn_lab.exercises.kernels import RAN, STORED, device, launcher, probes, require_triton, source
 from effattn_lab.exercises.linear._linearized_llm_parts import FROM_SCRATCH
+from effattn_lab.exercises.linear._tf32 import ON_A_GPU
 from effattn_lab.exercises.making import mutants, normal
 from effattn_lab.foundations.attention import repeat_kv
 
@@ -96,10 +98,11 @@ TRITON_CONV = Exercise(
     from_scratch=FROM_SCRATCH,
     kernel=Kernel("conv_kernel", "conv_triton", lambda: launcher(_SOLUTION, "conv_triton")),
     properties={
-        "equals the sum over lags": "y = band @ v + band' @ v_before, each band loaded from the weights by lag. On a "
-        "GPU, tl.dot rounds float32 to TF32 unless input_precision='ieee'.",
+        "equals the sum over lags": "y = band @ v + band' @ v_before, each band loaded from the weights by lag."
+        + ON_A_GPU,
         "length not a multiple of the chunk": "Rows past the end were loaded as 0, and a 0 is harmless here.",
-        "length 1": "One token in a chunk of 16.",
+        "length 1": "One token in a chunk of 16; the weights are 4. Where lag < LAGS does not hold, nothing may be "
+        "read.",
         "more lags than a chunk has tokens": "SIDE is at least LAGS - 1: the values before the chunk are all there.",
         "one lag": "Nothing before the chunk is reached.",
         "batch and grouped heads": "The pointers are moved to the right heads for you.",
@@ -144,6 +147,20 @@ TRITON_CONV = Exercise(
                 "-1.",
                 "one kernel for all heads": "Every head reads the first head's weights.",
             },
+        ),
+        Mutant(
+            "later tokens read",
+            partial(_fault, "later tokens read"),
+            "Weights are read that do not exist: lags below 0, of later tokens. NaN lies there, on a GPU anything. "
+            "The mask is (lag >= 0) & (lag < LAGS); Python's `and` in place of & keeps one of the two.",
+            (partial(_fault, "later tokens read, and no second mask"), partial(_fault, "no mask")),
+        ),
+        Mutant(
+            "lags without a weight",
+            partial(_fault, "no second mask"),
+            "Weights are read that do not exist: lags of LAGS and more. NaN lies there, on a GPU anything. Both "
+            "bands need the mask lag < LAGS.",
+            (partial(_fault, "no first mask"),),
         ),
         Mutant("no kernel", _no_kernel, _NO_KERNEL),
         *mutants(

@@ -44,12 +44,21 @@ def faulty_kernel(
         see = (lag > 0) & (lag < LAGS)
     if FAULT == "one lag too many":
         see = (lag >= 0) & (lag <= LAGS)
+    if FAULT == "later tokens read" or FAULT == "later tokens read, and no second mask":
+        see = lag < LAGS
+    if FAULT == "no first mask":
+        see = lag >= 0
+    if FAULT == "no mask":
+        see = lag < 1_000
     band = tl.load(w_ptr + lag, mask=see, other=0.0)
     y = tl.dot(band, v, input_precision="ieee")
     lag = rows[:, None] - side[None, :]
     if FAULT == "before one off":
         lag = lag - 1
-    band = tl.load(w_ptr + lag, mask=lag < LAGS, other=0.0)
+    see = lag < LAGS
+    if FAULT == "no mask" or FAULT == "no second mask" or FAULT == "later tokens read, and no second mask":
+        see = lag < 1_000
+    band = tl.load(w_ptr + lag, mask=see, other=0.0)
     if FAULT != "chunk boundary lost":
         y += tl.dot(band, v_before, input_precision="ieee")
     tl.store(y_ptr + token * D + dims[None, :], y.to(y_ptr.dtype.element_ty), mask=token < seqlen)
@@ -97,8 +106,10 @@ def launch(fault: str, v: torch.Tensor, weight: torch.Tensor, chunk_size: int = 
     num_heads, lags = weight.shape
     y = torch.empty(batch, num_heads, seqlen, dim, device=v.device, dtype=v.dtype)
     side = max(16, triton.next_power_of_2(lags - 1)) if lags > 1 else 16
-    # A weight that does not exist, for the one that reads past the end.
-    weight = torch.cat([weight.flatten(), weight.new_ones(1)])
+    # NaN around the weights, as in the solution's launcher.
+    around = torch.full((weight.numel() + 256,), float("nan"), device=v.device, dtype=weight.dtype)
+    around[128:-128] = weight.flatten()
+    weight = around[128:-128]
     sizes = {"D": dim, "LAGS": lags, "SIDE": side, "CHUNK": chunk_size}
     groups, grid = num_heads // num_kv_heads, (triton.cdiv(seqlen, chunk_size), num_heads, batch)
     if fault == "plain global":

@@ -51,9 +51,20 @@ def conv_triton(v: torch.Tensor, weight: torch.Tensor, chunk_size: int = 16) -> 
     v, weight = v.contiguous(), weight.contiguous()  # the kernel computes addresses from the shape
     batch, num_kv_heads, seqlen, dim = v.shape
     num_heads, lags = weight.shape
+    # A lag that has no weight must not be read: NaN lies around the weights.
+    around = torch.full((weight.numel() + 256,), float("nan"), device=v.device, dtype=weight.dtype)
+    around[128:-128] = weight.flatten()
     y = torch.empty(batch, num_heads, seqlen, dim, device=v.device, dtype=v.dtype)
     side = max(16, triton.next_power_of_2(lags - 1)) if lags > 1 else 16
     conv_kernel[(triton.cdiv(seqlen, chunk_size), num_heads, batch)](
-        v, weight, y, seqlen, num_heads // num_kv_heads, D=dim, LAGS=lags, SIDE=side, CHUNK=chunk_size
+        v,
+        around[128:-128],
+        y,
+        seqlen,
+        num_heads // num_kv_heads,
+        D=dim,
+        LAGS=lags,
+        SIDE=side,
+        CHUNK=chunk_size,
     )
     return y

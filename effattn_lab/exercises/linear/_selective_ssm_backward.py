@@ -45,10 +45,22 @@ def _inputs(rng: np.random.Generator) -> list[Case]:
 
 
 def _fault(
-    fault: str, a: torch.Tensor, h: torch.Tensor, h0: torch.Tensor, dh: torch.Tensor, dh_end: torch.Tensor
+    fault: str,
+    a: torch.Tensor,
+    h: torch.Tensor,
+    h0: torch.Tensor,
+    dh: torch.Tensor,
+    dh_end: torch.Tensor,
+    guard: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     n = len(dh)
     g = torch.empty_like(dh)
+    if fault == "own decay":
+        carry = dh_end
+        for t in range(n - 1, -1, -1):
+            carry = dh[t] + a[t] * carry
+            g[t] = carry
+        return g, g * torch.cat([h0[None], h[:-1]]), (carry if guard else a[0] * carry)
     carry = torch.zeros_like(dh_end) if fault == "end forgotten" else dh_end
     order = range(n) if fault == "runs forwards" else range(n - 1, -1, -1)
     for t in order:
@@ -94,25 +106,36 @@ BACKWARD = Exercise(
     tolerance=Tolerance(
         2e-5, 2e-5, "twelve products in float32 of size 10 at most, rounded to 6e-8 of that each"
     ),
-    mutants=mutants(
-        _fault,
-        {
-            "end forgotten": "dh_end is not used: later chunks read this chunk's last state.",
-            "runs forwards": "The loop runs from the first token to the last; a gradient flows from late "
-            "to early.",
-            "decay off by one": "g[t] takes g[t + 1] through a[t + 1], the decay that lies between them; "
-            "here it is "
-            "another one.",
-            "not decayed": "g[t + 1] reaches token t through the decay a[t + 1]; here it is not "
-            "multiplied by it.",
-            "later tokens forgotten": "g[t] lacks what the later tokens ask of h[t]: a[t + 1] g[t + 1].",
-            "state after the token": "da[t] = g[t] h[t - 1]: a[t] multiplies the state before the token, "
-            "not after it.",
-            "initial state forgotten": "a[0] multiplies h0: da[0] = g[0] h0.",
-            "direct part only": "da uses dh, the direct gradient; a[t] also matters for every later "
-            "output: use g.",
-            "first decay forgotten": "h0 reaches h[0] through a[0]: dh0 = a[0] g[0].",
-        },
+    mutants=(
+        # Two forms of it: what reaches h0 is the last g, or is decayed once more.
+        *mutants(
+            _fault,
+            {
+                "own decay": "g passes from token t + 1 to token t through a[t], token t's own decay. Between the "
+                "two stands a[t + 1], and dh_end comes in without any."
+            },
+            unguarded=True,
+        ),
+        *mutants(
+            _fault,
+            {
+                "end forgotten": "dh_end is not used: later chunks read this chunk's last state.",
+                "runs forwards": "The loop runs from the first token to the last; a gradient flows from late "
+                "to early.",
+                "decay off by one": "g[t] takes g[t + 1] through a[t + 1], the decay that lies between them; "
+                "here it is "
+                "another one.",
+                "not decayed": "g[t + 1] reaches token t through the decay a[t + 1]; here it is not "
+                "multiplied by it.",
+                "later tokens forgotten": "g[t] lacks what the later tokens ask of h[t]: a[t + 1] g[t + 1].",
+                "state after the token": "da[t] = g[t] h[t - 1]: a[t] multiplies the state before the token, "
+                "not after it.",
+                "initial state forgotten": "a[0] multiplies h0: da[0] = g[0] h0.",
+                "direct part only": "da uses dh, the direct gradient; a[t] also matters for every later "
+                "output: use g.",
+                "first decay forgotten": "h0 reaches h[0] through a[0]: dh0 = a[0] g[0].",
+            },
+        ),
     ),
     hints=(
         "Let g[t] be the gradient of the loss by h[t], through every later token too. h[t] is used twice: "

@@ -69,6 +69,12 @@ def _chunked_fault(
         a, b = torch.exp(d_c[:, :, None] * A), (d_c * u_c)[:, :, None] * B_c[:, None, :]
         if fault == "B without delta":
             b = u_c[:, :, None] * B_c[:, None, :]
+        elif fault == "the exact rule":
+            b = (torch.expm1(d_c[:, :, None] * A) / A) * u_c[:, :, None] * B_c[:, None, :]
+        elif fault == "the exact rule without u":
+            b = (torch.expm1(d_c[:, :, None] * A) / A) * B_c[:, None, :]
+        elif fault == "u forgotten":
+            b = d_c[:, :, None] * B_c[:, None, :]
         elif fault == "decay off by one":
             b = a * b
         elif fault == "decay of the token before":
@@ -83,6 +89,8 @@ def _chunked_fault(
                 states = h + b
             elif fault == "border decayed by the whole chunk":
                 states = a[-1] * h + b
+            elif fault == "border forgotten":
+                states = b
             else:
                 states = a * h + b
         read = torch.cat([h[None], states[:-1]]) if fault == "read before the write" else states
@@ -190,6 +198,12 @@ CHUNKED = Exercise(
             _chunked_fault,
             {
                 "B without delta": "The write lacks delta: b = delta u B.",
+                "the exact rule": "b comes from the exact rule, (exp(delta A) - 1) / A. Here it is the code's: b = "
+                "delta u B.",
+                "the exact rule without u": "u is missing in b, and the rule is the exact one; here b = delta u B.",
+                "u forgotten": "u is missing in b: the map of a token is h -> a h + delta u B.",
+                "border forgotten": "states = b is what the chunk's own tokens leave, from an empty state. What "
+                "stood before the chunk is missing: a h + b.",
                 "decay off by one": "A token is decayed by its own step already when it is written: b is "
                 "delta u B, "
                 "without the decay.",

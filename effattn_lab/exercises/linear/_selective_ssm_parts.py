@@ -70,6 +70,7 @@ def _discretize_fault(
     fault: str, delta: torch.Tensor, A: torch.Tensor, B: torch.Tensor, exact: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     x = delta[:, :, None] * A
+    exact = not exact if fault == "the rules swapped" else exact
     decay, one = torch.exp(x), torch.expm1(x)
     if fault == "first order A":
         decay = 1 + x
@@ -129,6 +130,8 @@ DISCRETIZE = Exercise(
             "A without delta": "A is not multiplied by delta inside the exponential: then the step size "
             "changes "
             "nothing of the decay.",
+            "the rules swapped": "The two rules have changed places: exact=True asks for (exp(delta A) - 1) / A "
+            "times B, exact=False for delta B.",
             "always exact": "exact=False asks for the rule of the code, delta B; the exact one came.",
             "never exact": "exact=True asks for (exp(delta A) - 1) / A times B; delta B came.",
             "cancellation": "exp(x) - 1 where x is about 1e-5: of seven digits two are left. "

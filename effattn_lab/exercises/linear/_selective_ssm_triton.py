@@ -38,7 +38,7 @@ def _reference(
 
 def _draw(rng: np.random.Generator, batch: int, n: int, e: int, s: int, **span: float) -> dict[str, Value]:
     return {
-        "u": normal(rng, batch, n, e), "delta": steps(rng, batch, n, e, **span), 
+        "u": normal(rng, batch, n, e), "delta": steps(rng, batch, n, e, **span),
         "A": decays(rng, e, s).T.contiguous(),
         "B": normal(rng, batch, n, s), "C": normal(rng, batch, n, s), "D": normal(rng, e) + 1.0,
     }  # fmt: skip
@@ -90,6 +90,11 @@ _NO_KERNEL = (
     "The result comes from PyTorch, not from a kernel: call ssm_kernel[grid](...) with your lines in it."
 )
 
+_LAYOUT = (
+    "Here states are rows and channels are columns: B and C, vectors over states, need [:, None]; delta and u, over "
+    "channels, need [None, :]; and y sums over the rows."
+)
+
 TRITON_SCAN = Exercise(
     id="linear/selective_ssm/triton_scan",
     title="a Triton kernel that scans",
@@ -100,7 +105,7 @@ TRITON_SCAN = Exercise(
     reference=_reference,
     solution=ssm_triton,
     from_scratch=FROM_SCRATCH,
-    kernel=Kernel("ssm_kernel", "ssm_triton", lambda: launcher(_SOLUTION, "ssm_triton")),
+    kernel=Kernel("ssm_kernel", "ssm_triton", lambda: launcher(_SOLUTION, "ssm_triton"), _LAYOUT),
     properties={
         "equals the recurrence": "Your step of one token: h, then y. h is [S, BLOCK]: states are its rows.",
         "one token": "h starts at 0: y = (C . B) delta u + D u.",

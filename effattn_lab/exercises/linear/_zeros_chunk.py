@@ -93,6 +93,7 @@ def _chunk_inputs(rng: np.random.Generator) -> list[Case]:
         case("a chunk of one token", 1),
         case("logits that rise", 10, logits=torch.arange(1.0, 11.0) * 20),
         case("logits that fall", 10, logits=-torch.arange(1.0, 11.0) * 3),
+        case("logits that fall", 10, logits=-torch.arange(1.0, 11.0) * 3 - 200),
         case("as many tokens as dimensions", 8, d=8, dv=8),
     ]
 
@@ -108,6 +109,8 @@ def _chunk_mutant(
     if fault == "steps counted from the chunk":
         n = n - t
     top = s.cummax(dim=-1).values.clamp(min=0)
+    if fault == "maximum of the chunk alone":
+        top = s.cummax(dim=-1).values
     if fault == "maximum of the whole chunk":
         top = s.amax(dim=-1, keepdim=True).clamp(min=0).expand_as(s)
     if fault == "no maximum":
@@ -118,7 +121,13 @@ def _chunk_mutant(
     x = torch.exp((s[..., None, :] - top[..., None]).masked_fill(hidden, float("-inf")))
     fade = torch.exp(-top)
     total = fade * E[..., None] + x.sum(dim=-1)
+    if fault == "E not faded":
+        total = E[..., None] + x.sum(dim=-1)
+    if fault == "E forgotten":
+        total = x.sum(dim=-1)
     mean = (P[..., None] + s.cumsum(dim=-1)) / n
+    if fault == "P forgotten":
+        mean = s.cumsum(dim=-1) / n
     if fault == "gates swapped":
         gate_1, gate_h = gate_h, gate_1
     alpha, beta = gate_h / total, (gate_1 - gate_h) / n
@@ -176,7 +185,7 @@ CHUNK = Exercise(
         "a chunk of one token": "One token sees the past and itself.",
         "logits that rise": "They rise by 200 in one chunk: measured from the last one, the first e^s are 0 in "
         "float32, and 0 / 0 is NaN. Row a has a maximum of its own, over the tokens up to a.",
-        "logits that fall": "The maximum stays where it was: m_a is never below m.",
+        "logits that fall": "They are up to 230 below m: the maximum stays where it was, m_a is never below m.",
         "as many tokens as dimensions": "With C = D no shape stops you from a wrong transpose.",
     },
     tolerance=Tolerance(
@@ -205,6 +214,12 @@ CHUNK = Exercise(
             "maximum of the whole chunk": "All rows are measured from the maximum of the whole chunk: later "
             "tokens reach the earlier rows, at least by their rounding, and here by 0 / 0. Use a running maximum.",
             "no maximum": "Without a maximum e^s overflows: logits above 88 give inf.",
+            "maximum of the chunk alone": "m_a is the maximum of the chunk's own logits. It must not fall below the "
+            "old m: e^-m_a, by which F and E are multiplied, overflows. Clamp at 0, since s is measured from m.",
+            "E not faded": "The sum E that the chunk found is measured from m, row a from m_a: its softmax is over "
+            "e^-m_a E plus the row sum of X.",
+            "E forgotten": "The softmax is over the chunk alone: e^-m_a E, the past's part of the sum, is missing.",
+            "P forgotten": "The mean of the logits is over the chunk alone: P, the sum over the past, is missing.",
             "past not faded": "What F holds is measured from m, the row from m_a: F is read with alpha times "
             "e^(m - m_a).",
             "F not faded": "When the maximum moves by d, the F that is handed on is multiplied by e^-d.",

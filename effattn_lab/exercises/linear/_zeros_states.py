@@ -126,12 +126,12 @@ State = tuple[torch.Tensor, ...]
 
 
 def step(
-    F: torch.Tensor, G: torch.Tensor, H: torch.Tensor, E: torch.Tensor, P: torch.Tensor, t: int,
+    F: torch.Tensor, G: torch.Tensor, H: torch.Tensor, E: torch.Tensor, P: torch.Tensor, before: int,
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, s: torch.Tensor,
     gate_1: torch.Tensor, gate_h: torch.Tensor,
 ) -> State:  # fmt: skip
     """Write the token into the three sums, then read them with the step's coefficients."""
-    t = t + 1
+    t = before + 1
     kv = k[..., :, None] * v[..., None, :]
     e = torch.exp(s)
     F, G, H = F + e[..., None, None] * kv, G + s[..., None, None] * kv, H + kv
@@ -143,13 +143,13 @@ def step(
 
 
 def step_reference(
-    F: torch.Tensor, G: torch.Tensor, H: torch.Tensor, E: torch.Tensor, P: torch.Tensor, t: int,
+    F: torch.Tensor, G: torch.Tensor, H: torch.Tensor, E: torch.Tensor, P: torch.Tensor, before: int,
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, s: torch.Tensor,
     gate_1: torch.Tensor, gate_h: torch.Tensor,
 ) -> State:  # fmt: skip
     kv = torch.einsum("bhd,bhe->bhde", k, v)
     F, G, H = F + torch.einsum("bh,bhde->bhde", s.exp(), kv), G + torch.einsum("bh,bhde->bhde", s, kv), H + kv
-    E, P, n = E + s.exp(), P + s, t + 1
+    E, P, n = E + s.exp(), P + s, before + 1
     f, g, h = (torch.einsum("bhd,bhde->bhe", q, x) for x in (F, G, H))
     higher = f / E[..., None] - h / n - (g - (P / n)[..., None] * h) / n
     first = (g - (P / n)[..., None] * h) / n
@@ -181,7 +181,7 @@ def _step_inputs(rng: np.random.Generator) -> list[Case]:
             "q": unit(normal(rng, 2, 3, d)), "k": unit(normal(rng, 2, 3, d)), "v": normal(rng, 2, 3, dv),
             "s": normal(rng, 2, 3) + shift, "gate_1": g1, "gate_h": gh,
         }  # fmt: skip
-        return Case(name, {**_past(rng, past, d, dv, shift), "t": past, **token})
+        return Case(name, {**_past(rng, past, d, dv, shift), "before": past, **token})
 
     return [
         case("equals the sum over the past", 5),
@@ -195,12 +195,12 @@ def _step_inputs(rng: np.random.Generator) -> list[Case]:
 
 
 def _step_mutant(
-    fault: str, F: torch.Tensor, G: torch.Tensor, H: torch.Tensor, E: torch.Tensor, P: torch.Tensor, t: int,
+    fault: str, F: torch.Tensor, G: torch.Tensor, H: torch.Tensor, E: torch.Tensor, P: torch.Tensor, before: int,
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, s: torch.Tensor,
     gate_1: torch.Tensor, gate_h: torch.Tensor,
 ) -> State:  # fmt: skip
     kv = k[..., :, None] * v[..., None, :]
-    e, n = torch.exp(s), t + 1
+    e, n = torch.exp(s), before + 1
     old = (F, G, H, E, P)
     F, G, H = F + e[..., None, None] * kv, G + s[..., None, None] * kv, H + kv
     E, P = E + e, P + s
@@ -216,7 +216,7 @@ def _step_mutant(
         gate_1, gate_h = gate_h, gate_1
     rF, rG, rH, rE, rP = old if fault == "read before write" else (F, G, H, E, P)
     if fault in ("read before write", "first token divides by zero"):
-        n = t
+        n = before
     alpha = gate_h if fault == "alpha without E" else gate_h / rE
     beta = (gate_1 - gate_h) / n
     if fault == "beta without the difference":
@@ -237,7 +237,7 @@ STEP = Exercise(
     id="linear/zeros/step",
     title="one token, three states",
     signature=(
-        "step(F, G, H [B, Hn, D, Dv], E, P [B, Hn], t, q, k [B, Hn, D], v [B, Hn, Dv], s, gate_1, gate_h "
+        "step(F, G, H [B, Hn, D, Dv], E, P [B, Hn], before, q, k [B, Hn, D], v [B, Hn, Dv], s, gate_1, gate_h "
         "[B, Hn]) -> (out [B, Hn, Dv], F, G, H, E, P)"
     ),
     outputs=(
@@ -255,7 +255,7 @@ STEP = Exercise(
     properties={
         "equals the sum over the past": "Add e^s k v^T, s k v^T and k v^T; add e^s and s. Then q times alpha F + "
         "beta G + gamma H.",
-        "the first token": "Write first, and count the token: t + 1. The three parts cancel to 0.",
+        "the first token": "Write first, and count the token: t = before + 1. The three parts cancel to 0.",
         "the second token": "Two tokens: the weights are r and -r.",
         "first order alone": "With gate_h = 0: beta = gate_1 / t, gamma = -beta P / t.",
         "higher orders alone": "With gate_1 = 0: alpha = gate_h / E, and beta is negative.",
@@ -273,8 +273,8 @@ STEP = Exercise(
         {
             "read before write": "The sums are read before the token is written: it does not see itself, and "
             "the first one divides by zero.",
-            "first token divides by zero": "t is the number of tokens *before* this one. The mean is over "
-            "t + 1: the first token would divide by zero.",
+            "first token divides by zero": "`before` counts the tokens before this one. The step t, over which "
+            "means are taken, is before + 1: the first token would divide by zero.",
             "gates swapped": "gate_1 and gate_h have changed places.",
             "mean not subtracted": "gamma lacks -beta P / t, the mean of the logits.",
             "constant left in": "gamma lacks -gate_h / t: softmax's constant is still there.",
@@ -292,7 +292,7 @@ STEP = Exercise(
         "Write five sums, count the token, compute three coefficients, read once.",
         "r_i = alpha e^(s_i) + beta s_i + gamma: collect from gate_1 (s_i - P/t) / t + gate_h (e^(s_i) / E - 1/t - "
         "(s_i - P/t) / t) what stands with e^(s_i), with s_i, and alone.",
-        "alpha, beta = gate_h / E, (gate_1 - gate_h) / (t + 1)\ngamma = -(beta * P + gate_h) / (t + 1)\n"
+        "t = before + 1\nalpha, beta = gate_h / E, (gate_1 - gate_h) / t\ngamma = -(beta * P + gate_h) / t\n"
         "mix = alpha[..., None, None] * F + beta[..., None, None] * G + gamma[..., None, None] * H\n"
         "out = (q[..., None, :] @ mix)[..., 0, :]",
     ),

@@ -9,6 +9,7 @@ import torch
 
 from effattn_lab.exercises.core import Case, Exercise, Kernel, Mutant, Output, Tolerance, Value
 from effattn_lab.exercises.kernels import RAN, STORED, device, launcher, probes, require_triton, source
+from effattn_lab.exercises.linear._tf32 import ON_A_GPU
 from effattn_lab.exercises.linear._zeros_states import State, unit
 from effattn_lab.exercises.linear._zeros_weights import FROM_SCRATCH
 from effattn_lab.exercises.making import mutants, normal
@@ -102,7 +103,7 @@ TRITON_STATES = Exercise(
     kernel=Kernel("zeros_kernel", "zeros_triton", lambda: launcher(_SOLUTION, "zeros_triton")),
     properties={
         "equals the three sums": "The last lines of your chunk: move the origin to the new maximum, then add "
-        "k^T v with three weights. On a GPU, tl.dot rounds float32 to TF32 unless input_precision='ieee'.",
+        "k^T v with three weights." + ON_A_GPU,
         "length not a multiple of the chunk": "Rows past the end have k = 0, but a logit of -inf: -inf times 0 is "
         "NaN. tl.where(here, s - top, 0.0).",
         "length 1": "One token in a chunk of 16.",
@@ -159,6 +160,12 @@ TRITON_STATES = Exercise(
                 "G moved after H": "g is moved with an h that holds this chunk's tokens already; their logits "
                 "are measured from top as they are. Take the old h.",
                 "P not moved": "When the maximum moves, p gains (m - top) for each of the `first` tokens before.",
+                "P moved by the chunk": "p gains (m - top) for each token before this chunk: there are `first` of "
+                "them, not CHUNK.",
+                "E not faded": "When the maximum moves from m to top, the old e is multiplied by e^(m - top), "
+                "as f is.",
+                "m not kept": "m is never set to top: the next chunk moves what has been moved already, and the "
+                "result is measured from elsewhere than its m says. End with m = top.",
                 "F without the exponential": "f is summed with s itself. Its weights are e^(s - top).",
                 "maximum of the chunk alone": "The maximum of this chunk alone is taken: it may be below that of "
                 "an earlier one. tl.maximum(m, ...).",

@@ -65,12 +65,18 @@ def faulty_kernel(
             h = new_h
         else:
             h += new_h
-        e = tl.exp(m - top) * e + tl.sum(tl.exp(tl.where(here, s, float("-inf"))), 0)
+        fade = tl.exp(m - top)
+        if FAULT == "E not faded":
+            fade = 1.0
+        e = fade * e + tl.sum(tl.exp(tl.where(here, s, float("-inf"))), 0)
         if FAULT == "P not moved":
             p += tl.sum(s, 0)
+        elif FAULT == "P moved by the chunk":
+            p += (m - top) * CHUNK + tl.sum(s, 0)
         else:
             p += (m - top) * first + tl.sum(s, 0)
-        m = top
+        if FAULT != "m not kept":
+            m = top
     place = head * D * V + dims[:, None] * V + values[None, :]
     tl.store(f_ptr + place, f)
     tl.store(g_ptr + place, g)

@@ -190,7 +190,11 @@ def _weights_mutant(fault: str, s: torch.Tensor, gate_1: torch.Tensor, gate_h: t
     if fault == "gates swapped":
         gate_1, gate_h = gate_h, gate_1
     g1, gh = (g[..., None, :] if fault == "gates of the key" else g[..., None] for g in (gate_1, gate_h))
-    r = (g1 * first + gh * rest).masked_fill(~keep, 0.0)
+    if fault == "first order left in":
+        rest = p - 1 / t
+    r = g1 * first + gh * rest
+    if fault != "not zeroed after the query":
+        r = r.masked_fill(~keep, 0.0)
     if fault == "popular formula":
         e = torch.exp(rows).masked_fill(~keep, 0.0)
         centred = (e - e.sum(-1, keepdim=True) / t).masked_fill(~keep, 0.0)
@@ -243,6 +247,9 @@ WEIGHTS = Exercise(
             "first order from the probabilities": "The first order is taken from the softmax, not from the "
             "logits. (The published fallback code does this, and is another function.)",
             "constant left in": "The constant 1/t is still in the higher orders: rows sum to gate_h.",
+            "first order left in": "The first order is still in the higher orders: softmax - 1/t - delta / t.",
+            "not zeroed after the query": "Entries after the query are not 0: softmax gives them 0, but 1/t and "
+            "delta / t do not. Zero them at the end.",
             "gates swapped": "gate_1 and gate_h have changed places.",
             "gates of the key": "The gates are taken along the keys. They belong to the query: the row.",
             "popular formula": "(e - mean) divided by its own sum: that sum is 0. Normalise first (softmax), "

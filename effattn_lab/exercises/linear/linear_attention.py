@@ -4,7 +4,8 @@ from typing import Any
 
 from effattn_lab.exercises.linear._linear_attention_backward import BACKWARD
 from effattn_lab.exercises.linear._linear_attention_chunks import CHUNK, FORWARD
-from effattn_lab.exercises.linear._linear_attention_parts import FEATURE_MAP, REGROUP, STEP
+from effattn_lab.exercises.linear._linear_attention_map import FEATURE_MAP
+from effattn_lab.exercises.linear._linear_attention_parts import REGROUP, STEP
 from effattn_lab.exercises.linear._linear_attention_triton import TRITON_FORWARD
 
 EXERCISES = (FEATURE_MAP, REGROUP, STEP, CHUNK, FORWARD, BACKWARD, TRITON_FORWARD)

@@ -10,16 +10,16 @@
 # **You will be able to** explain the delta rule as gradient descent, derive its chunkwise form, say what $\beta < 1$,
 # $\beta = 1$ and $\beta > 1$ do to a state, and tell where a decay belongs.
 #
-# **Time:** 75 to 90 minutes; solved, the notebook runs in about a minute on two CPU cores.
+# **Time:** about two hours; solved, the notebook runs in one to two minutes on two CPU cores.
 # **Hardware:** none needed. Without a GPU the kernel runs in Triton's interpreter (same numbers, not the same speed);
 # with one it is compiled. On Colab, choose the GPU runtime *before* you start (Runtime → Change runtime type) and save a
 # copy (File → Save a copy in Drive), or what you write is gone when the tab is.
 #
-# **How it works.** Each step has a little theory, a prediction, a blank (`...  # your code`) and a check; answers to the
+# **How it works.** Each step has a little theory, a prediction, mostly a blank (`...  # your code`) and a check; answers to the
 # predictions stand below. A failed check names the likely mistake. Stuck? `hint("linear/delta_rule/solve", 1)` nudges,
 # `2` says more, `3` is nearly the complete code; `solve = reference("linear/delta_rule/solve")` takes the reference so
-# that you can go on. The notebook can be run from top to bottom at any time: where something is not written yet, the later
-# steps say so and use the reference.
+# that you can go on, and `solution("linear/delta_rule/solve")` prints one. The notebook can be run from top to bottom at any
+# time: where something is not written yet, the later steps say so and use the reference.
 
 # %% tags=["hide-input"]
 # Installs what is missing (on Colab), never torch or triton; says what this machine is.
@@ -86,7 +86,8 @@ from effattn_lab.linear import delta_rule_cost as cost
 #
 # $$ \tfrac12 \lVert S^\top k - v \rVert^2, \qquad \text{with the gradient}\quad k\,(S^\top k - v)^\top . $$
 #
-# One step of gradient descent on this loss, with rate $\beta$, is the delta rule. That is all of it.
+# One step of gradient descent on this loss, with rate $\beta$, is the delta rule. That is all of it, and it holds for a key of
+# any length.
 #
 # *Predict:* with $\lVert k \rVert = 1$ and $\beta = 1$, what does the state answer to $k$ after the step? And with
 # $\beta = 2$?
@@ -135,7 +136,8 @@ for number, (k, v) in enumerate(zip(keys, values), 1):
 #
 # Written out, the step multiplies the old state by $I - \beta k k^\top$. Along $k$ that is the factor $1 - \beta \lVert k
 # \rVert^2$, in all other directions 1. With $\lVert k \rVert = 3$ and $\beta = 1$ the factor is $-8$: ten such tokens and the
-# state has grown by $10^9$. So **keys are scaled to length 1**, and queries with them.
+# state has grown by $10^9$. So **keys are scaled to length 1**, and queries with them. What a query reads, $S^\top q$, is
+# multiplied by `scale`, as scores are in other attention.
 #
 # Gated DeltaNet adds a decay that forgets everything a little: $S \leftarrow e^{g} S$ with $g \le 0$. The order is: *forget,
 # compare, write, read*.
@@ -147,7 +149,8 @@ for number, (k, v) in enumerate(zip(keys, values), 1):
 def token(S, q, k, v, beta, g, scale):
     """Forget, compare, write, read. q and k are scaled to length 1: x / sqrt(|x|^2 + 1e-6).
 
-    S [..., D, Dv]; q, k [..., D]; v [..., Dv]; beta, g [...]. Returns out [..., Dv] and S. You may call step1.
+    S [..., D, Dv]; q, k [..., D]; v [..., Dv]; beta, g [...]; scale multiplies what is read.
+    Returns out [..., Dv] and S. You may call step1.
     """
     ### BEGIN SOLUTION
     q, k = (x / (x.square().sum(dim=-1, keepdim=True) + 1e-6).sqrt() for x in (q, k))
@@ -210,6 +213,8 @@ print(
 # ($10^{23}$, and all but a number of size 1 cancels. Float32 has seven digits. That is why kernels substitute.)
 #
 # ## Step 4. The system of a chunk (15 minutes)
+#
+# From here on `q` and `k` come as they are to be used: scaling them was step 2's business.
 #
 # Now with decay. Let $c_a = g_1 + \dots + g_a$ be the log decay from the chunk's start to token $a$, its own included. When
 # $a$ asks, $e^{c_a}$ of the old state is left, and $e^{c_a - c_b}$ of what $b$ wrote:
@@ -281,7 +286,7 @@ check("linear/delta_rule/chunk", chunk)
 # ## Step 6. The whole pass (10 minutes)
 #
 # Three calls in a loop, with $[B, H]$ in front; the state is all that one chunk hands to the next. A group of query heads
-# shares one key head's state. Put `scale` on the queries. Keys come scaled to length 1 here.
+# shares one key head's state. Put `scale` on the queries.
 #
 # *Predict:* of the three calls, which could be done for all chunks at once, before any state is known?
 
@@ -456,29 +461,42 @@ for layer in (0, 9, 20):
 
 # %% [markdown]
 # Real keys lean the same way. Every write lands on all the others, and a plain sum answers each key with a mixture of all
-# values. The next picture is of layer 20, by the age of the key (1: the last token).
+# values. Its answers are also far too long; linear attention divides them by a sum of weights. To be fair to it, *sum, best
+# length* multiplies each head's answers by the one number that makes their error least. The direction stays what it is.
+#
+# *Predict:* to the key of ten tokens ago, which memory gives the answer that points most nearly to its value?
+#
+# The next picture is of layer 20, by the age of the key (1: the last token).
 
-# %% mystnb={"image": {"alt": "Recall of 512 real keys from one state of layer 20, by age. Left: cosine of answer and value; the sum stays near 0.3 at every age, the delta rule with beta 1 is 1 for the last token and falls to 0.25, smaller beta fall from lower and stay higher. Right: relative error, logarithmic; the sum is near 100, the delta rules between 0.001 and 1.4."}}
+# %% mystnb={"image": {"alt": "Recall of 512 real keys from one state of layer 20, by age. Left: cosine of answer and value; the sum stays near 0.35 at every age, whatever its length; the delta rule with beta 1 is 1 for the last token and falls to 0.25, smaller beta begin lower and stay higher for longer. Right: relative error, logarithmic, with a dotted line at 1 for answering zero; the sum is near 100, at its best length near 1, the delta rules between 0.001 and 1.4."}}
 k, v = caught[20]
 no_decay = torch.zeros(k.shape[:3])
-found = {"sum of all": pictures.recall(k.mT @ v, k, v)}
+added = k.mT @ v
+found = {
+    "sum of all": pictures.recall(added, k, v),
+    "sum, best length": pictures.recall(added, k, v, rescale=True),
+}
 for rate in (1.0, 0.5, 0.25):
     state = step6(k, k, v, torch.full(k.shape[:3], rate), no_decay, 1.0, 64)[1]
     found[f"delta, beta {rate:g}"] = pictures.recall(state, k, v)
 pictures.recall_picture(found)
 
 # %% tags=["nbval-check-output"]
-print(
-    "relative error by age   " + "".join(f"{a}-{b}".rjust(9) for a, b in pictures.AGES)
-)
-for name, row in found.items():
-    print(f"{name:22s}  " + "".join(f"{error:9.1f}" for _, error in row.values()))
+for part, title in enumerate(("cosine by age", "relative error by age")):
+    print(f"{title:22s}" + "".join(f"{a}-{b}".rjust(9) for a, b in pictures.AGES))
+    for name, row in found.items():
+        print(f"  {name:20s}" + "".join(f"{pair[part]:9.2f}" for pair in row.values()))
 
 # %% [markdown]
-# The sum answers with vectors a hundred times too long, and pointing elsewhere. With $\beta = 1$ the last value is exact, and
-# every new write damages older ones: it is a memory of the recent past. A smaller $\beta$ trades the newest for the older. A
-# trained model chooses $\beta$ for every token. Nobody trained this one for it: read the picture as *what these keys would do to
-# either memory*, not as a verdict on models.
+# ($\beta = 1/4$: a cosine of 0.54, where the sum has 0.31.) With $\beta = 1$ the last value is exact, and every new write damages
+# older ones: from 65 tokens on it points worse than the sum. A smaller $\beta$ trades the newest for the older, and points
+# better than the sum at every age.
+#
+# Read the right panel with its dotted line in mind: an error of 1 is what an answer of 0 gets. The sum as it is is a hundred
+# times too long. At its best length it has an error of 0.95, and beyond the last dozen tokens no memory does much better;
+# $\beta = 1$ does worse, 1.2 to 1.4. One state of $64 \times 64$ numbers does not hold 512 keys that lean the same way, whoever
+# writes it. A trained model chooses $\beta$ for every token. Nobody trained this one for it: read the picture as *what these keys
+# would do to either memory*, not as a verdict on models.
 #
 # ## Step 9. Counting modulo two (10 minutes)
 #
@@ -489,14 +507,17 @@ for name, row in found.items():
 # *Predict:* which of these three learns it: linear attention, the delta rule with $\beta$ in $(0, 1)$, or with $\beta$ in
 # $(0, 2)$?
 #
-# Each is one block of a small decoder with 32 units and two heads, trained on 300 batches of words of 32 bits, then asked at 32,
-# 64 and 256. (Half a minute in all.)
+# Each is one block of a small decoder with 32 units and two heads, trained on 300 batches of words of 32 bits, then asked 256
+# words each of 32, 64 and 256 bits. (A quarter of a minute for each; the cell says when one is trained.)
 
 # %% mystnb={"image": {"alt": "Share of right last answers of the parity task by length asked, after training at length 32: the delta rule with beta below 2 answers all of them at 32, 64 and 256; linear attention and the delta rule with beta below 1 stay at chance, one half."}}
 from effattn_lab.linear import delta_rule_tracking as tracking
 
 names = ("linear attention", "delta, beta < 1", "delta, beta < 2")
-trained = tracking.rows(("parity",), names, seeds=1, steps=300)
+trained = []
+for name in names:
+    trained += tracking.rows(("parity",), (name,), seeds=1, steps=300)
+    print(f"trained: {name}", flush=True)
 pictures.tracking_picture(trained)
 
 # %%
@@ -510,8 +531,9 @@ assert trained[-1]["answers"]["256"] > 0.95 > 0.8 > trained[0]["answers"]["256"]
 
 # %% [markdown]
 # A factor between 0 and 1 can only forget; none of them flips. $1 - \beta$ with $\beta$ near 2 is $-1$: the state turns over at
-# every 1, at any length. Three seeds, softmax attention and a second task (three things, two of them exchanged at each step) are in
-# the chapter, from `python -m effattn_lab.linear.delta_rule_tracking --write`.
+# every 1, at any length. (Of 256 words, guessing gets 0.50, give or take 0.06. A share below that is no knowledge of parity
+# either: what a mixer without a flip has learned from shorter beginnings can be wrong more often than right at one length.)
+# Six seeds, softmax attention and a second task (three things, two of them exchanged at each step) are in the chapter, from `python -m effattn_lab.linear.delta_rule_tracking --write`.
 #
 # ## Step 10. What does the kernel move? (5 minutes)
 #
@@ -552,8 +574,11 @@ else:
 #
 # ## Step 11. X-ray (5 minutes)
 #
-# What would a compiler make of *your* kernel for chunks of 16 and 32? The substitution is $C - 1$ steps of which each needs the
-# one before: code that no matrix unit can help.
+# What would a compiler make of *your* kernel for chunks of 16 and 32? (A kernel of your own takes a quarter of a minute the
+# first time.) The substitution is $C - 1$ steps of which each needs the one before: code that no matrix unit can help.
+#
+# *Predict:* chunks of 32 take 31 steps instead of 15. Does that double the instructions? And which of the two columns of
+# instructions does the substitution stand in?
 
 # %%
 from effattn_lab.exercises.linear.delta_rule import reference_kernel
@@ -595,12 +620,22 @@ except (RuntimeError, ValueError) as error:
 show(xrays)
 
 # %% [markdown]
+# (Neither doubles. The substitution is a loop: its body stands in the code once and is *run* 15 or 31 times, and it has no
+# product, so the tensor-core instructions all belong to the products around it. That is the trouble with such a count: it does
+# not show the part that waits.) On the A100 the kernel takes all 255 registers that a thread can have, at either size, and
+# just does without spills. The H100 reads operands of products from shared memory and needs fewer.
+#
 # ## Step 12. What does correcting cost? (5 minutes)
 #
-# Linear attention's token takes $4 D D_v$ FLOPs for the state; the delta rule's asks once more, $6 D D_v$. Inside a chunk there are
-# $K K^\top$ and the triangular system besides.
+# Count FLOPs a token, two for a multiply-add. Linear attention by chunks: $4 D D_v$ for the state (written, read), $2 C D$ for
+# $Q K^\top$ and $2 C D_v$ for the scores times $V$. The delta rule adds three things. The state is asked once more: $6 D D_v$. There
+# is a second square, $K K^\top$: $2 C D$. And the system is solved for two right sides, $U$ with $D_v$ columns and $W$ with $D$
+# (step 6); the triangle has half of the entries of a square: $C (D + D_v)$.
 #
-# *Predict:* for $D = D_v = C = 64$, how many times the FLOPs of linear attention (4 of $D^2$ and 4 of $C D$)?
+# What has to wait? With chunks of $C$, $N / C$ states one after another, and $C$ rows inside a substitution that all chunks do
+# together: $N / C + C$ steps.
+#
+# *Predict:* for $D = D_v = C = 64$, how many times the FLOPs of linear attention? And which $C$ waits least for $N = 4096$?
 
 # %% tags=["nbval-check-output"]
 plain = 4 * 64 * 64 + 4 * 64 * 64
@@ -614,17 +649,17 @@ for size in (1, 16, 64, 256, 4096):
     print(f"  chunks of {size:4d}: {cost.sequential_steps(4096, size):6.0f}")
 
 # %% [markdown]
-# The last table is why chunks exist: the recurrence waits 4,096 times, chunks of 64 wait 64 times for a state and 64 times inside a
-# substitution that all chunks do together.
+# ($14 D^2$ against $8 D^2$: 1.75 times. And $C = \sqrt N = 64$.) The last table is why chunks exist: the recurrence waits 4,096
+# times, which the formula counts as 4,096 states and one row each; chunks of 64 wait 64 times and 64 times.
 #
 # ## What you should have seen
 #
 # | question | the papers say | measured here |
 # |---|---|---|
 # | Is it one function? | the chunkwise form equals the recurrence (Yang et al., 2024) | to rounding, for any chunk size |
-# | What is it good for? | it overwrites, where linear attention adds (Schlag et al., 2021) | the last value is exact with $\beta = 1$; 512 real keys, which lean the same way, come back with an error of about 1 instead of about 100 |
+# | What is it good for? | it overwrites, where linear attention adds (Schlag et al., 2021) | the last value is exact with $\beta = 1$; of 512 real keys, which lean the same way, $\beta = 1/4$ answers in a better direction than the sum at every age, but old values come back hardly better than not at all |
 # | Does it store more? | often said | no: each write damages older ones; with $\beta = 1$ they are forgotten fastest |
-# | What can it compute? | negative eigenvalues make state tracking possible (Grazzi et al., 2025) | parity, at eight times the length trained; with $\beta < 1$ or linear attention: chance |
+# | What can it compute? | negative eigenvalues make state tracking possible (Grazzi et al., 2025) | parity, at eight times the length trained; with $\beta < 1$ or linear attention: no better than chance |
 #
 # ## Questions
 #

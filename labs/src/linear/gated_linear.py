@@ -10,7 +10,10 @@
 # instead; write the chunkwise form for a decay a head and a decay a channel; and predict from a half-life what a head can
 # still know.
 #
-# **Time:** 75 to 90 minutes; solved, the notebook runs in about a minute on two CPU cores.
+# **Before:** the lab *Linear attention*. The state, its chunks, grouped heads (`repeat_kv`) and the `scale` of the outputs come
+# from there.
+#
+# **Time:** 75 to 90 minutes; solved, the notebook runs in a minute and a half on two CPU cores.
 # **Hardware:** none needed. Without a GPU the kernel runs in Triton's interpreter (same numbers, not the same speed);
 # with one it is compiled. On Colab, choose the GPU runtime *before* you start (Runtime → Change runtime type) and save a
 # copy (File → Save a copy in Drive), or what you write is gone when the tab is.
@@ -18,8 +21,8 @@
 # **How it works.** Each step has a little theory, a prediction, a blank (`...  # your code`) and a check; answers to the
 # predictions stand below. A failed check names the likely mistake. Stuck? `hint("linear/gated_linear/chunk", 1)` nudges,
 # `2` says more, `3` is nearly the complete code; `chunk = reference("linear/gated_linear/chunk")` takes the reference so
-# that you can go on. The notebook can be run from top to bottom at any time: where something is not written yet, the later
-# steps say so and use the reference.
+# that you can go on, and `solution("linear/gated_linear/chunk")` prints it. The notebook can be run from top to bottom at
+# any time: where something is not written yet, the later steps say so and use the reference.
 
 # %% tags=["hide-input"]
 # Installs what is missing (on Colab), never torch or triton; says what this machine is.
@@ -111,9 +114,9 @@ check("linear/gated_linear/step", step)
 #
 # ## Step 2. A gate (5 minutes)
 #
-# Where does $g$ come from? RetNet fixes it, $1 - 2^{-5-h}$ for head $h$. The others let the token decide. Mamba-2 takes one
-# number a head, GLA one a channel: $g = \frac1{16} \log \sigma(x W_1 W_2 + b)$, with a matrix of low rank. A sigmoid near 0.5
-# would forget half of everything at every token; the 16th root of it forgets 4 %.
+# Where does $g$ come from? RetNet fixes it: $e^g = 1 - 2^{-5-h}$ for head $h$. The others let the token decide. Mamba-2 takes
+# one number a head, GLA one a channel: $g = \frac1{16} \log \sigma(x W_1 W_2 + b)$, with a matrix of low rank. A sigmoid near
+# 0.5 would forget half of everything at every token; the 16th root of it forgets 4 %. (In the code the 16 is `temperature`.)
 #
 # *Predict:* at which half-life (in tokens) does a GLA channel begin, if $x W_1 W_2 + b$ is about 0? And RetNet's head 0?
 
@@ -263,8 +266,9 @@ for strongest in (-0.1, -5.0, -50.0):
     assert error < 1e-5
 
 # %% [markdown]
-# Count the work: across borders lie $\frac C2 \cdot \frac C2 + 2 \cdot \frac C4 \cdot \frac C4 + \dots = \frac{C (C-1)}2$ pairs, exactly those below the
-# diagonal. Six levels for 64 tokens; which one a pair belongs to is the top bit of $i \oplus j$.
+# Count the work: across borders lie $\frac C2 \cdot \frac C2 + 2 \cdot \frac C4 \cdot \frac C4 + \dots = \frac{C (C-1)}2$
+# pairs, exactly those below the diagonal. Six levels for 64 tokens; which one a pair belongs to is the top bit of
+# $i \oplus j$.
 #
 # ## Step 5. One chunk (10 minutes)
 #
@@ -301,6 +305,10 @@ check("linear/gated_linear/chunk", chunk)
 # A loop over chunks, with $[B, H]$ in front, grouped heads and a `scale` on the outputs. Take one decay a head here, as in
 # Mamba-2: then your mask of step 3 times $q k^\top$ is the square inside.
 #
+# `repeat_kv(x, groups)` repeats each key head for the query heads that share it, $[B, H_{kv}, \dots] \to [B, H_q, \dots]$;
+# it fits keys and values, the state `S` and `decay_mask(g)` as well. What is summed over the tokens stays with the key
+# heads.
+#
 # *Predict:* does the last, shorter chunk need care?
 
 
@@ -314,7 +322,8 @@ def gated_forward(q, k, v, g, scale, chunk_size):
     groups = q.shape[1] // k.shape[1]
     S = torch.zeros(*k.shape[:2], k.shape[3], v.shape[3], dtype=q.dtype)
     out = []  # one entry a chunk, [B, Hq, C, V]
-    # Your chunk, on slices [:, :, i : i + chunk_size]; inside with decay_mask.
+    # The lines of your chunk, on slices [:, :, i : i + chunk_size]: [B, H] in front,
+    # one g for all channels, and inside computed here, with decay_mask.
     ### BEGIN SOLUTION
     for i in range(0, q.shape[2], chunk_size):
         q_c, k_c, v_c, g_c = (x[:, :, i : i + chunk_size] for x in (q, k, v, g))
@@ -372,10 +381,14 @@ assert out.isfinite().all()
 # One *program* owns one query head and walks its chunks. The state `s` lives in registers, in float32. The decays of a chunk
 # are a vector `g`, and rows past the end were loaded as 0: no key, no decay. The vocabulary: `tl.dot`, `tl.trans`,
 # `tl.where`, `tl.exp`, `tl.cumsum(g, 0)`, `tl.sum(g, 0)`. For a single decay a head a difference of sums inside one chunk is
-# good enough; but mask *before* you take the exponential.
+# good enough for every finite $g$ (at $-\infty$ it is NaN, so a kernel that has to take it adds up between two tokens, as in
+# step 3); but mask *before* you take the exponential.
 #
 # `tl.dot` wants both operands in one type: `s.to(q.dtype)`, `inside.to(v.dtype)`, decayed keys `.to(v.dtype)`; and
 # `input_precision="ieee"`, or a recent GPU multiplies float32 with ten bits of mantissa.
+#
+# Without a GPU this cell runs in Triton's interpreter, which allows more Python than the compiler: no ordinary global
+# variable, no `@`, no call to anything but `tl.…`. The check compiles your kernel for an A100 as well.
 #
 # One blank: some eight lines that compute `out` (the scale included) and the next `s`.
 
@@ -450,12 +463,13 @@ check("linear/gated_linear/triton_forward", gated_triton)
 # ## Step 8. How far back does a real model look? (10 minutes)
 #
 # SmolLM2-135M (30 layers, softmax attention) reads 512 tokens of Python's own documentation. Take the attention weights of
-# three layers and ask at which *distance* they lie, on average over heads and queries. A decay's weights fall like
+# three layers and ask at which *distance* they lie, on average over heads and the second half of the queries. Beside them stand
+# RetNet's decays, normalised over the tokens of the page that a query can see, as softmax is. A decay's weights fall like
 # $e^{g d}$, a straight line if only the weight axis is logarithmic, a cliff if both are.
 #
 # *Predict:* do softmax's weights fall like an exponential? And what does the very first token of the text get?
 
-# %% mystnb={"image": {"alt": "Left: attention weight against distance on logarithmic axes. Three softmax layers fall like a power of the distance, nearly straight lines; RetNet's heads 0, 2 and 5 stay flat and then drop off a cliff. Right: the share of weight farther back than a distance, for the same curves."}}
+# %% mystnb={"image": {"alt": "Left: attention weight against distance on logarithmic axes. Three softmax layers fall nearly along straight lines up to a distance of about 100, then level off or rise again; RetNet's head 0 stays flat and drops off a cliff, heads 2 and 5 are still flat. Right: the share of a query's weight that lies farther back than a distance. Beyond 255 tokens it is 0.6 in layer 20, about 0.25 in layer 9 and for RetNet's head 5, and 0 for head 0."}}
 from effattn_lab.models import hf, smollm2
 from effattn_lab.tasks import text
 
@@ -470,17 +484,18 @@ fixed = {f"RetNet head {h}": float(torch.log1p(-(2.0 ** torch.tensor(-5.0 - h)))
 pictures.distance_picture(profiles, fixed)
 
 # %% tags=["nbval-check-output"]
-print("weight, in per cent   distance 0-7   8-63   64-255   first token")
+print("weight, %   at distance 0-7   8-63   64-255   256 on   of it: first token")
 for name, p in profiles.items():
     near, middle, far = (100 * p[a:b].sum() for a, b in ((0, 8), (8, 64), (64, 256)))
-    sink = 100 * pictures.first_token(weights[name])
-    print(f"{name:20s} {near:14.0f} {middle:6.0f} {far:8.0f} {sink:13.0f}")
+    sink, rest = 100 * pictures.first_token(weights[name]), 100 * (1 - p.sum())
+    print(f"{name:11s} {near:15.0f} {middle:6.0f} {far:8.0f} {rest:8.0f} {sink:20.0f}")
 
 # %% [markdown]
-# Softmax heads look near *and* far: on average their weights fall roughly like a power of the distance, with no scale of
-# their own. A fixed decay has one scale, which is why RetNet gives every head another. And half of the weight of the deep
-# layer lies on one single token, the first of the text: a parking place for heads with nothing to say. A decay that forgets
-# with the distance has no such place; there an output gate lets a head be silent.
+# Softmax heads look near *and* far: on average their weights fall roughly like a power of the distance, up to about 100
+# tokens, with no scale of their own; farther back they level off, and in layer 9 they rise again. A fixed decay has one scale, which is why
+# RetNet gives every head another. And half of the weight of the deep layer lies on one single token, the first of the text:
+# a parking place for heads with nothing to say. A decay that forgets with the distance has no such place; there an output
+# gate lets a head be silent.
 #
 # **Now make the model forget.** Multiply its weights in all thirty layers by your mask with one half-life, and normalise
 # again.
@@ -551,12 +566,15 @@ else:
 #
 # ## Step 10. X-ray (5 minutes)
 #
-# What would a compiler make of *your* kernel on a T4, an A100 and an H100, for two chunk sizes? (255 registers a thread are
-# the most there is; what does not fit spills to slow memory.)
+# What would a compiler make of *your* kernel on a T4, an A100 and an H100, and of the kernel of plain linear attention? (255
+# registers a thread are the most there is; what does not fit spills to slow memory. *Occupancy* is the share of a GPU's
+# places for warps that such a kernel can fill: registers and shared memory decide, and with few warps at hand nothing is
+# there to run while one waits for memory.) The cell compiles seven times, which takes up to 40 s.
 #
 # *Predict:* do the decays need tensor-core instructions?
 
 # %%
+from effattn_lab.exercises.linear import linear_attention
 from effattn_lab.exercises.linear.gated_linear import reference_kernel
 from effattn_lab.measure.xray import show, xray
 
@@ -572,35 +590,41 @@ columns = (
 )
 
 
-def examine(kernel):
-    """One row for each chunk size and GPU."""
+def examine(name, kernel, chunks):
+    """One row for each GPU, with the chunk sizes given for it."""
+    plain = name == "plain"
+    kinds = {n: t for n, t in types.items() if not (plain and n == "g_ptr")}
     rows = []
-    for size in (32, 64):
-        sizes = {"K": 64, "V": 64, "CHUNK": size}
-        for row in xray(
-            kernel, types, sizes, gpus=["T4", "A100", "H100"], num_warps=4, num_stages=2
-        ):
-            rows.append(
-                {"chunk": size} | {name: row.as_dict()[name] for name in columns}
-            )
+    for size, gpus in chunks.items():
+        sizes = {"F" if plain else "K": 64, "V": 64, "CHUNK": size}
+        found = xray(kernel, kinds, sizes, gpus=gpus, num_warps=4, num_stages=2)
+        for row in found:
+            shown = {column: row.as_dict()[column] for column in columns}
+            rows.append({"kernel": name, "chunk": size} | shown)
     return rows
+
+
+chunks = {32: ["T4", "A100", "H100"], 64: ["A100", "H100"]}
 
 
 mine, xrays = step7 is gated_triton, []
 if not mine:
     print("Your kernel does not pass step 7 yet: this is the reference kernel's x-ray.")
 try:
-    xrays = examine(gated_kernel if mine else reference_kernel())
+    xrays = examine("gated", gated_kernel if mine else reference_kernel(), chunks)
 except (RuntimeError, ValueError) as error:
     print("Not compiled:", " ".join(str(error).split())[:200])
     if mine:
         print("This is the reference kernel's x-ray instead.")
-        xrays = examine(reference_kernel())
-show(xrays)
+        xrays = examine("gated", reference_kernel(), chunks)
+plain_kernel = linear_attention.reference_kernel()
+show(xrays + examine("plain", plain_kernel, {32: ["A100", "H100"]}))
 
 # %% [markdown]
-# (None: exponentials and multiplications of what is in registers anyway.) The count of tensor-core instructions is that of
-# plain linear attention. With a decay a channel it is not: the six levels of step 4 are six more products a chunk.
+# (None: exponentials and multiplications of what is in registers anyway.) Compare the rows of one chunk size: the count of
+# tensor-core instructions is that of plain linear attention. With a decay a channel it is not: the six levels of step 4 are
+# six more products a chunk. The T4 shows none at all: Triton has no tensor-core path for it any more, so `tl.dot` becomes
+# ordinary multiplications there, whose operands fill the registers and spill; it needs smaller tiles than these.
 #
 # ## What you should have seen
 #
@@ -610,7 +634,12 @@ show(xrays)
 # | Does it overflow? | secondary chunking keeps it stable (Yang et al., 2024) | the textbook product is NaN from 18 tokens of $-5$ on; borders never, also at $-50$ over 8,192 tokens |
 # | What does a decay a head cost? | nothing to speak of | 4 bytes a token, no tensor-core instruction |
 # | And a decay a channel? | secondary chunking | float32 gates as heavy as K and V, six products more a chunk |
-# | Does softmax forget like that? | RetNet's heads have half-lives of 22, 44, 88, … tokens | a trained model's weights fall like a power of the distance, and much goes to the first token |
+# | Does softmax forget like that? | RetNet's heads have half-lives of 22, 44, 88, … tokens | a trained model's weights fall like a power of the distance up to about 100 tokens, and much goes to the first token |
+#
+# The papers: *Retentive Network: A Successor to Transformer for Large Language Models* (Sun et al., 2023); *Transformers are
+# SSMs: Generalized Models and Efficient Algorithms Through Structured State Space Duality*, Mamba-2 (Dao and Gu, 2024); *Gated
+# Linear Attention Transformers with Hardware-Efficient Training* (Yang et al., 2024); *Eagle and Finch: RWKV with
+# Matrix-Valued States and Dynamic Recurrence*, RWKV-6 (Peng et al., 2024).
 #
 # ## Questions
 #

@@ -10,16 +10,16 @@
 # **You will be able to** write linear attention as a square, as a recurrence and by chunks, and say which one training,
 # prefill and decoding use; write its backward pass; and predict from two numbers at which length it becomes cheaper.
 #
-# **Time:** 75 to 90 minutes; solved, the notebook runs in about a minute on two CPU cores.
+# **Time:** 90 to 110 minutes; solved, the notebook runs in one to two minutes on two CPU cores.
 # **Hardware:** none needed. Without a GPU the kernel runs in Triton's interpreter (same numbers, not the same speed);
 # with one it is compiled. On Colab, choose the GPU runtime *before* you start (Runtime → Change runtime type) and save a
 # copy (File → Save a copy in Drive), or what you write is gone when the tab is.
 #
-# **How it works.** Each step has a little theory, a prediction, a blank (`...  # your code`) and a check; answers to the
+# **How it works.** A step has a little theory, mostly a prediction, a blank (`...  # your code`) and a check; answers to the
 # predictions stand below. A failed check names the likely mistake. Stuck? `hint("linear/linear_attention/chunk", 1)` nudges,
 # `2` says more, `3` is nearly the complete code; `chunk = reference("linear/linear_attention/chunk")` takes the reference so
-# that you can go on. The notebook can be run from top to bottom at any time: where something is not written yet, the later
-# steps say so and use the reference.
+# that you can go on, and `solution("linear/linear_attention/chunk")` prints one. The notebook can be run from top to bottom
+# at any time: where something is not written yet, the later steps say so and use the reference.
 
 # %% tags=["hide-input"]
 # Installs what is missing (on Colab), never torch or triton; says what this machine is.
@@ -84,7 +84,8 @@ from effattn_lab.linear import linear_attention_cost as cost
 # Softmax weighs key $j$ by $e^{q \cdot k_j}$, which has to be computed pair by pair. Linear attention weighs it by
 # $\phi(q) \cdot \phi(k_j)$, where $\phi$ maps one vector at a time. Outputs are weighted means, so weights must not be
 # negative, and their sum must not vanish: it is enough that every feature is positive. The map of the first paper is
-# $\phi(x) = \mathrm{elu}(x) + 1$, element by element: $x + 1$ right of 0, $e^x$ left of it.
+# $\phi(x) = \mathrm{elu}(x) + 1$, element by element: $x + 1$ right of 0, $e^x$ left of it. A network is trained through it, so
+# its gradient has to be right everywhere too: `torch.where` differentiates both of its branches.
 #
 # *Predict:* float32 has room for $e^{-20} = 2 \cdot 10^{-9}$. What does $\mathrm{elu}(-20) + 1$ give, where
 # $\mathrm{elu}(x) = e^x - 1$ left of 0?
@@ -97,7 +98,7 @@ print("e^x        ", [float(f"{e:.1e}") for e in x.exp().tolist()])
 
 # %%
 def feature_map(x):
-    """phi(x), element by element: x + 1 where x > 0, e^x elsewhere. Never 0, never infinite."""
+    """phi(x), element by element: x + 1 where x > 0, e^x elsewhere. Never infinite; 0 only below x = -100 or so."""
     ### BEGIN SOLUTION
     return torch.where(x > 0, x + 1, torch.exp(x.clamp(max=0)))
     ### END SOLUTION
@@ -199,7 +200,9 @@ for n in (64, 1024, 16384):
 #
 # $$ \text{num} = Q S + \mathrm{tril}(Q K^\top)\, V, \qquad \text{den} = Q z + \text{row sums of } \mathrm{tril}(Q K^\top) . $$
 #
-# ($\mathrm{tril}$ keeps the diagonal and what is below.) And the chunk leaves $S + K^\top V$ behind.
+# ($\mathrm{tril}$ keeps the diagonal and what is below.) And the chunk leaves $S + K^\top V$ behind, and $z$ with its keys
+# added. Write it for any axes in front: step 5 calls it with $[B, H]$ there. So `k.mT` (the last two axes swapped) instead of
+# `k.T`, and axes counted from the end: `k.sum(-2)`.
 #
 # *Predict:* for $C = 1$ this is step 3, for $C = N$ the whole masked square. Which $C$ takes the fewest multiply-adds, and
 # why does nobody use it?
@@ -209,13 +212,14 @@ for n in (64, 1024, 16384):
 def chunk(S, z, q, k, v):
     """One chunk, given what came before it.
 
-    S [F, Dv], z [F]; q, k [C, F]; v [C, Dv]. Returns num [C, Dv], den [C], and S, z for the next chunk.
+    S [..., F, Dv], z [..., F]; q, k [..., C, F]; v [..., C, Dv].
+    Returns num [..., C, Dv], den [..., C], and S, z for the next chunk.
     """
     ### BEGIN SOLUTION
-    inside = (q @ k.T).tril()
+    inside = (q @ k.mT).tril()
     numerator = q @ S + inside @ v
-    denominator = q @ z + inside.sum(dim=-1)
-    return numerator, denominator, S + k.T @ v, z + k.sum(dim=0)
+    denominator = (q @ z[..., None])[..., 0] + inside.sum(dim=-1)
+    return numerator, denominator, S + k.mT @ v, z + k.sum(dim=-2)
     ### END SOLUTION
 
 
@@ -226,16 +230,19 @@ check("linear/linear_attention/chunk", chunk)
 # ($C = 1$: the square costs $C (F + D_v)$ multiply-adds a token, all of it extra. But products of one row keep a matrix unit
 # idle, and the state would be moved for every token. 64 is the usual compromise.)
 #
-# ## Step 5. The whole pass (15 minutes)
+# ## Step 5. The whole pass (10 minutes)
 #
-# A loop over chunks, with $[B, H]$ in front and with grouped heads: a group of query heads shares one key head, and so one
-# state. Two things are new. `scale` multiplies the weights; put it on the queries, so that the state does not know it. And
+# A loop over chunks, with $[B, H]$ in front. A group of query heads shares one key head, and so one state: here its keys and
+# values are copied for each query head, and the copies of the state are dropped at the end (a kernel would not copy). Two
+# things are new. `scale` multiplies the weights; put it on the queries, so that the state does not know it. And
 # `normalize=False` leaves the division out, as many later models do.
 #
 # *Predict:* with the division, does it matter whether `scale` is $1/8$ or 100?
 
-
 # %%
+step4 = take("linear/linear_attention/chunk", chunk)
+
+
 def linear_forward(q, k, v, scale, normalize, chunk_size):
     """Causal linear attention of features.
 
@@ -243,24 +250,23 @@ def linear_forward(q, k, v, scale, normalize, chunk_size):
     S [B, Hkv, F, Dv], z [B, Hkv, F]. With normalize each token is divided by its sum of weights + 1e-6.
     """
     groups = q.shape[1] // k.shape[1]
+    # A copy of the keys and values for each query head; S and z are cut back at the end.
+    k, v = repeat_kv(k, groups), repeat_kv(v, groups)
     S = torch.zeros(*k.shape[:2], k.shape[3], v.shape[3], dtype=q.dtype)
     z = torch.zeros_like(k[:, :, 0])
     out = []  # one entry a chunk, [B, Hq, C, Dv]
-    # The scale, then the loop: your chunk, on slices [:, :, i : i + chunk_size].
+    # The scale, then the loop: step4 on slices [:, :, i : i + chunk_size], and the division.
     ### BEGIN SOLUTION
     q = scale * q
     for i in range(0, q.shape[2], chunk_size):
         q_c, k_c, v_c = (x[:, :, i : i + chunk_size] for x in (q, k, v))
-        inside = (q_c @ repeat_kv(k_c, groups).transpose(-1, -2)).tril()
-        num = q_c @ repeat_kv(S, groups) + inside @ repeat_kv(v_c, groups)
-        den = (q_c @ repeat_kv(z, groups)[..., None])[..., 0] + inside.sum(dim=-1)
+        num, den, S, z = step4(S, z, q_c, k_c, v_c)
         out.append(num / (den + 1e-6)[..., None] if normalize else num)
-        S, z = S + k_c.transpose(-1, -2) @ v_c, z + k_c.sum(dim=2)
     ### STUB
     #| ...  # your code
     ### END SOLUTION
-    # All chunks together.
-    return torch.cat(out, dim=2), S, z
+    # All chunks together, and one state a key head.
+    return torch.cat(out, dim=2), S[:, ::groups], z[:, ::groups]
 
 
 # %% tags=["nbval-check-output"]
@@ -333,13 +339,15 @@ check("linear/linear_attention/chunk_backward", chunk_backward)
 #
 # * a chunk always has its full size, so rows past the end are loaded as 0; look whether that needs a mask here;
 # * `tl.dot` wants both operands in one type: cast with `s.to(q.dtype)` and `inside.to(v.dtype)`; for float32 ask for
-#   `input_precision="ieee"`, or a recent GPU multiplies with ten bits of mantissa;
+#   `input_precision="ieee"`, or a recent GPU multiplies with ten bits of mantissa (only a GPU shows that: the interpreter
+#   always multiplies exactly);
 # * the vocabulary: `tl.dot`, `tl.trans(k)`, `tl.where`. There is no `tril`: compare `rows[:, None]` with `rows[None, :]`.
 #
 # Without a GPU this cell runs in Triton's interpreter, which allows more Python than the compiler: no ordinary global
-# variable, no `@`, no call to anything but `tl.…`. The check compiles your kernel for an A100 as well.
+# variable, no `@`, no call to anything but `tl.…`. The check compiles your kernel for an A100 as well, some seconds the
+# first time.
 #
-# One blank: four or five lines that compute `out` (the scale included) and update `s`. No denominator.
+# One blank: five or six lines that compute `out` (the scale included) and then update `s`. No denominator.
 
 
 # %%
@@ -366,7 +374,7 @@ def linear_kernel(
             k_ptr + token * F + features[None, :], mask=token < seqlen, other=0.0
         )
         v = tl.load(v_ptr + token * V + values[None, :], mask=token < seqlen, other=0.0)
-        # The outputs of this chunk, out [CHUNK, V]; then the state for the next one.
+        # The outputs of this chunk, out [CHUNK, V]; then s, for the next one.
         ### BEGIN SOLUTION
         inside = tl.dot(q, tl.trans(k), input_precision="ieee")
         inside = tl.where(rows[:, None] >= rows[None, :], inside, 0.0)
@@ -375,8 +383,9 @@ def linear_kernel(
         out = scale * out
         s += tl.dot(tl.trans(k), v, input_precision="ieee")
         ### STUB
-        #| out = ...  # your code
+        #| ...  # your code
         ### END SOLUTION
+        # Rows past the end are not stored.
         tl.store(
             out_ptr + token * V + values[None, :],
             out.to(out_ptr.dtype.element_ty),
@@ -409,7 +418,11 @@ check("linear/linear_attention/triton_forward", linear_triton)
 #
 # Now take SmolLM2-135M (30 layers, 9 query heads, 3 key heads, $D = 64$), let it read 512 tokens of Python's own
 # documentation, and catch the queries and keys of three layers, just as attention receives them. Nobody trained this model
-# for linear attention: what would its heads look at, if softmax's exponential were replaced?
+# for linear attention: what would its heads look at, if softmax's exponential were replaced? By your map, or by one of two
+# that come closer to it. With $s = q \cdot k / \sqrt{D}$, the *Taylor* map weighs by $1 + s + s^2 / 2$, the beginning of $e^s$;
+# its features are 1, the $D$ entries of a vector and their $D^2$ products, 4,161 in all. *Hedgehog* takes
+# $\mathrm{softmax}([x, -x])$ over the 128 features of one token, which are near 0 except at a vector's largest entries. (In its
+# paper a matrix stands in front of $x$ and is trained. Here it is not.)
 #
 # The *effective number of keys* of a row of weights $p$ is $e^{-\sum_j p_j \log p_j}$: 1 if one key gets everything, $n$ if
 # $n$ keys share equally. The queries below see 257 to 512 keys, 385 on average.
@@ -439,11 +452,12 @@ for name, found in rows.items():
 
 # %% [markdown]
 # A deep layer of a trained model picks about a dozen keys. The weights $\phi(q) \cdot \phi(k)$ of step 1 are nearly all
-# equal: what comes out is close to the *mean* of all values. The Taylor map imitates the exponential near 0, where the first
-# layer's scores are; Hedgehog's features are a softmax themselves and pick better (both cost features: 4,161 and 128
-# instead of 64).
+# equal: what comes out is close to the *mean* of all values. Taylor's parabola follows the exponential while scores are small,
+# as in the first layer, and falls behind where they are large. Untrained Hedgehog is the other way round: nearly even in the
+# first layer (369 keys), and the choosiest of the three in the deep ones, yet four to thirteen times as broad as softmax.
 #
-# **Your function inside the model.** Which of these will hurt: one layer in the middle, the first layer, all thirty?
+# **Your function inside the model.** Which of these will hurt: one layer in the middle, the first layer, all thirty? (The
+# model reads four times: some ten seconds.)
 
 
 # %%
@@ -527,7 +541,8 @@ else:
 # ## Step 10. X-ray (5 minutes)
 #
 # What would a compiler make of *your* kernel on a T4, an A100 and an H100, for two chunk sizes? (255 registers a thread are
-# the most there is; what does not fit spills to slow memory.)
+# the most there is; what does not fit spills to slow memory. *Occupancy* is the share of a processor's threads that can be
+# there at once, given what each takes. A kernel of your own takes half a minute the first time.)
 #
 # *Predict:* `s` holds $64 \times 64$ float32 numbers, in the registers of 128 threads. How many registers is that for each?
 
@@ -574,8 +589,9 @@ except (RuntimeError, ValueError) as error:
 show(xrays)
 
 # %% [markdown]
-# (32 of the 255.) The T4 again: without tensor-core code the operands of `tl.dot` themselves live in registers, and spill. On
-# the A100 and the H100 the state is a guest that can stay for the whole sequence, which is why the kernel works at all; with
+# (32 of the 255.) For the T4 Triton makes no tensor-core code: the operands of `tl.dot` themselves live in registers, and
+# spill. With chunks of 64 the row for the T4 shows few registers and thousands of spilled bytes: the compiler has given up
+# and keeps the tiles in memory, which is worse than a full register file. On the A100 and the H100 the state is a guest that can stay for the whole sequence, which is why the kernel works at all; with
 # chunks of 64 the square beside it fills an A100's registers to the last. At $F = D_v = 128$ the state alone would take 128
 # of them, at 256 it does not fit. Then it is cut into tiles, one program each, and every program reads Q and K again.
 #
@@ -595,7 +611,7 @@ for n in (256, 1024, 4096, 32768):
 
 # %% [markdown]
 # FLOPs are a promise. The next cell measures, on this machine, your chunks against PyTorch's own softmax attention, which is
-# one fused loop in C++ where yours is a Python loop over small products.
+# one fused loop in C++ where yours is a Python loop over small products. (The first lines are noisy: run it twice.)
 
 # %% tags=["timing", "nbval-ignore-output"]
 from effattn_lab.measure.timing import measure
@@ -610,7 +626,7 @@ def chunks(q, k, v):
 
 
 print("     N   softmax    chunks   softmax / chunks")
-for n in (256, 1024, 4096):
+for n in (512, 1024, 4096):
     inputs = [torch.randn(1, 2, n, 64, generator=noise) for _ in range(3)]
     slow = measure(softmax, *inputs, min_run_time=0.2).median_s
     fast = measure(chunks, *inputs, min_run_time=0.2).median_s
@@ -622,7 +638,7 @@ for n in (256, 1024, 4096):
 # | question | the papers say | measured here |
 # |---|---|---|
 # | Is it one function? | square, recurrence and chunks are equal (Katharopoulos et al., 2020; Yang et al., 2024) | to rounding |
-# | Does it cost less? | linear in $N$ | equal FLOPs near 260 tokens at 64 dimensions; the clock crosses later, since a fused loop does more FLOPs a second than small products |
+# | Does it cost less? | linear in $N$ | equal FLOPs near 260 tokens at 64 dimensions; the clock crosses somewhere near 1,000, since a fused loop does more FLOPs a second than small products |
 # | Is it softmax? | another function, which has to be trained | the map $\mathrm{elu} + 1$ listens to nearly all keys where softmax listens to a dozen; all layers replaced, the model is lost |
 # | Can the state stay on the chip? | chunkwise kernels keep it there or write it once a chunk | Q, K, V and O are moved once, whatever the chunk |
 #

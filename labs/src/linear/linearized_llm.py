@@ -1,27 +1,29 @@
 # %% [markdown]
 # # Linearized language models and speculative decoding: the lab
 #
-# A trained language model attends with softmax, and a cache of every key it has read. Can its layers be replaced, after
-# the fact, by ones whose memory does not grow? The paper that this lab follows says: with linear attention in groups, a
-# short convolution that must not see the future, and speculative decoding on top. You will write each part, catch the
-# convolution cheating, and then put linearized layers into a real language model and measure what is lost and what a short
-# training brings back.
+# A trained language model attends with softmax, and a cache of every key it has read. Can its layers be replaced, after the
+# fact, by ones whose memory does not grow? The paper that this lab follows, *When Linear Attention Meets Autoregressive
+# Decoding: Towards More Effective and Efficient Linearized Large Language Models* (You et al., 2024), says: with linear
+# attention in groups, a short convolution that must not see the future, and speculative decoding on top. You will write
+# each part, catch the convolution cheating, and then put linearized layers into a real language model and measure what is
+# lost and what a short training brings back.
 #
 # **You will be able to** find an information leak by a test and say what it does to training and to generation; write
 # attention in groups, whole and token by token; carry a convolution over to a tree of candidate tokens; write it as a
 # matrix product in a GPU kernel; and say when speculative decoding keeps a model's output distribution exactly.
 #
 # **Time:** two halves of about an hour: steps 1 to 6 are on the linearized layer, the steps after them on speculative
-# decoding, and each half can be done without the other. Solved, the notebook runs in about a minute on two CPU cores.
+# decoding. Each half can be done without the other: run the two cells of preparation, then begin at step 1 or at step 7.
+# Solved, the notebook runs in a minute and a half to two minutes on two CPU cores.
 # **Hardware:** none needed. Without a GPU the kernel runs in Triton's interpreter (same numbers, not the same speed);
 # with one it is compiled. On Colab, choose the GPU runtime *before* you start (Runtime → Change runtime type) and save a
 # copy (File → Save a copy in Drive), or what you write is gone when the tab is.
 #
 # **How it works.** Each step has a little theory, a prediction, a blank (`...  # your code`) and a check; answers to the
 # predictions stand below. A failed check names the likely mistake. Stuck? `hint("linear/linearized_llm/unfold", 1)` nudges,
-# `2` says more, `3` is nearly the complete code; `unfold = reference("linear/linearized_llm/unfold")` takes the reference so
-# that you can go on. The notebook can be run from top to bottom at any time: where something is not written yet, the later
-# steps say so and use the reference.
+# `2` says more, `3` is nearly the complete code; `unfold = reference("linear/linearized_llm/unfold")` takes the reference
+# so that you can go on, and `solution("linear/linearized_llm/unfold")` prints it. The notebook can be run from top to
+# bottom at any time: where something is not written yet, the later steps say so and use the reference.
 
 # %% tags=["hide-input"]
 # Installs what is missing (on Colab), never torch or triton; says what this machine is.
@@ -81,6 +83,10 @@ from effattn_lab.figures import linearized_llm_lab as pictures
 from effattn_lab.figures import speculative as speculative_figures
 from effattn_lab.foundations.attention import repeat_kv
 from effattn_lab.linear import linearized_llm_cost as cost
+from effattn_lab.models import smollm2
+from effattn_lab.tasks import text
+
+model = smollm2.load()  # both halves use it
 
 # %% [markdown]
 # ## Step 1. A convolution that must not look ahead (10 minutes)
@@ -126,11 +132,7 @@ check("linear/linearized_llm/masked_conv", masked_conv)
 # *Predict:* the error of each, with the text given, and without what comes after the token.
 
 # %% mystnb={"image": {"alt": "Left: the symmetric kernel has learned a weight of nearly 1 at tap plus 1, the next token, and nearly 0 elsewhere; the masked kernel has small weights on past taps. Right: with the text given the symmetric error is near 0 and the masked near 1; token by token the symmetric error rises to 1, the masked stays."}}
-from effattn_lab.models import smollm2
-from effattn_lab.tasks import text
-
 step1 = take("linear/linearized_llm/masked_conv", masked_conv)
-model = smollm2.load()
 page = text.topics(max_chars=6000)
 with torch.no_grad():
     ids = model.ids(page, 512)[0]
@@ -200,9 +202,8 @@ pictures.leak_picture(taps, errors)
 # %%
 def grouped_forward(q, k, v, alpha, group_size):
     """q [B, Hq, N, D], k [B, Hkv, N, D], rows of length 1; v [B, Hkv, N, Dv]. Returns [B, Hq, N, Dv]."""
-    repeat = (
-        q.shape[1] // k.shape[1]
-    )  # repeat_kv(x, repeat): a key head for each query head
+    # repeat_kv(x, repeat) gives every query head a copy of its key head.
+    repeat = q.shape[1] // k.shape[1]
     S = torch.zeros(*k.shape[:2], k.shape[3], v.shape[3])
     out = []
     for i in range(0, q.shape[2], group_size):
@@ -271,9 +272,9 @@ print(
 # %% [markdown]
 # ($64 \cdot 64$ for $S$ and $2 \cdot 63 \cdot 64$ for the open group: the last token of a group is folded at once.)
 #
-# The paper's released code does not do this. It keeps the whole KV cache and computes every group's $K^\top V$ again for each
-# token it generates; its speed at generation comes from speculative decoding. The layer *has* a constant state. One has to
-# use it.
+# The paper's released code (github.com/GATECH-EIC/Linearized-LLM) does not do this. It keeps the whole KV cache and
+# computes every group's $K^\top V$ again for each token it generates; its speed at generation comes from speculative
+# decoding. The layer *has* a constant state. One has to use it.
 #
 # ## Step 4. A convolution on a tree (15 minutes)
 #
@@ -281,7 +282,9 @@ print(
 # node 0 is the token after the verified text, and `parents[a]` says which node comes *before* node $a$ (-1 for node 0;
 # `parents[a] < a`). Attention copes, with a mask. A convolution does not: a node's neighbour in the list is mostly a sibling.
 #
-# What a node should read is what it would read if its path were the text: itself at lag 0, its parent at lag 1, and so on to
+# From here on a convolution is written *by lag*: `weight[:, 0]` belongs to the token itself, `weight[:, 1]` to the one before
+# it, up to lag $L - 1$. (The taps of step 1 run the other way, from the farthest to the token itself at $p = L - 1$.) What a
+# node should read is what it would read if its path were the text: itself at lag 0, its parent at lag 1, and so on to
 # the root; then the verified values, the last one first. Write that as one matrix, to be multiplied with
 # [the last $L - 1$ verified values ‖ the nodes' values]. It depends on the tree's shape only, so it is made once.
 #
@@ -295,7 +298,7 @@ def unfold(weight, parents):
     T = len(parents)
     M = torch.zeros(H, T, L - 1 + T, dtype=weight.dtype)
     for a in range(T):
-        # Walk from node a to the root, then back into the verified text.
+        # Walk from node a to the root, then back into the verified text, for L lags at most.
         ### BEGIN SOLUTION
         lag, node = 0, a
         while node >= 0 and lag < L:
@@ -343,13 +346,18 @@ pictures.tree_picture(tree.tolist(), M[0], off.tolist())
 #
 # ## Step 5. The kernel (15 minutes)
 #
-# All channels of a head share one kernel, so a chunk of tokens is a matrix product: a *band matrix*, whose entry (row,
+# All channels of a head share one kernel, so a chunk of $C$ tokens is a matrix product: a *band matrix*, whose entry (row,
 # column) is the weight of the lag between them, times the values. Two bands: from the chunk's own values, and from those
 # before it. No loop over lags, and values are read $1 + (L - 1)/C$ times instead of $L$ times.
 #
 # `side` counts the positions before the chunk, $-$SIDE $\dots -1$, counted from the chunk's first token; `v_before` holds their
-# values, 0 before the text begins. A weight is loaded with `tl.load(w_ptr + lag, mask=..., other=0.0)`; `tl.dot` for float32
-# wants `input_precision="ieee"`.
+# values, 0 before the text begins. A weight is loaded with `tl.load(w_ptr + lag, mask=..., other=0.0)`; two conditions are
+# combined as `(a) & (b)`, since Python's `and` keeps only one of them. What the mask lets through is read, whatever lies there:
+# this launcher puts NaN around the weights, so that reading a weight that does not exist shows. `tl.dot` for float32 wants
+# `input_precision="ieee"`.
+#
+# Without a GPU this cell runs in Triton's interpreter, which allows more Python than the compiler: no ordinary global
+# variable, no `@`, no call to anything but `tl.…`. The check compiles your kernel for an A100 as well.
 #
 # *Predict:* rows past the end of the text are loaded as 0. Do they need a mask? And which lags occur in the second band?
 
@@ -398,11 +406,16 @@ def conv_triton(v, weight, chunk_size=16):
     v, weight = v.contiguous(), weight.contiguous()
     batch, num_kv_heads, seqlen, dim = v.shape
     num_heads, lags = weight.shape
+    # A lag that has no weight must not be read: NaN lies around the weights.
+    around = torch.full(
+        (weight.numel() + 256,), float("nan"), device=v.device, dtype=weight.dtype
+    )
+    around[128:-128] = weight.flatten()
     y = torch.empty(batch, num_heads, seqlen, dim, device=v.device, dtype=v.dtype)
     side = max(16, triton.next_power_of_2(lags - 1)) if lags > 1 else 16
     grid = (triton.cdiv(seqlen, chunk_size), num_heads, batch)
     conv_kernel[grid](
-        v, weight, y, seqlen, num_heads // num_kv_heads,
+        v, around[128:-128], y, seqlen, num_heads // num_kv_heads,
         D=dim, LAGS=lags, SIDE=side, CHUNK=chunk_size,
     )  # fmt: skip
     return y
@@ -435,10 +448,11 @@ for row in fusion_rows():
 #
 # Four of SmolLM2's 30 layers get the new attention, with their own projections, $\alpha = 0$ and a convolution of zeros. It
 # is *not* an approximation of softmax: ReLU² without a denominator is another function, and at first the model is hurt. Then
-# each layer learns, by itself, to give what softmax gave on the same inputs: 40 steps on 1,024 tokens of text. Once with local
-# attention alone, once with the global branch and the masked convolution.
+# each layer learns, by itself, to give what softmax gave on the same inputs: 20 steps on 1,024 tokens of text. Once with local
+# attention alone, once with the global branch and the masked convolution. The cell takes up to a minute.
 #
-# *Predict:* perplexity on text that was not trained on: softmax has about 18. And the two linearized models?
+# *Predict:* perplexity on text that was not trained on: softmax has about 18. And the linearized model, untrained, trained
+# with local attention alone, trained with everything?
 
 # %% mystnb={"image": {"alt": "Perplexity on held-out text on a logarithmic axis, as distance from softmax. Untrained linearized layers are far off; trained local attention is much nearer, and with the global branch and the convolution nearer still."}}
 from effattn_lab.linear import linearized_llm_experiment as experiment
@@ -462,7 +476,7 @@ for name in ("local", "local + global + conv"):
         for i in chosen
     ]
     for i, layer in zip(chosen, layers):
-        experiment.transfer(layer, *seen[i], steps=40)
+        experiment.transfer(layer, *seen[i], steps=20)
     with linearized(model.model, chosen, layers):
         found[f"trained: {name}"] = experiment.perplexity(model, test)
     trained[name] = layers
@@ -479,7 +493,9 @@ assert (
 pictures.perplexity_picture(found, softmax, "4 of 30 layers linearized")
 
 # %% [markdown]
-# What did the new parts learn?
+# (Four layers of thirty, and the perplexity goes up by 40 %, to about 25. Twenty steps bring local attention alone back to
+# about 23 and the full layer to about 21, half of the way to softmax: the new parts help, and so little training leaves the
+# rest.) What did the new parts learn?
 
 # %%
 full = trained["local + global + conv"]
@@ -493,7 +509,8 @@ print(
 )
 
 # %% [markdown]
-# (The convolution weighs the nearest tokens. The global weight stays at some hundredths, of sums over some hundred keys.)
+# (The convolution weighs the nearest tokens. The global weight stays at a few hundredths or less, of sums over some hundred
+# keys.)
 #
 # Your functions *are* this layer: on the real queries, keys and values of layer 11.
 
@@ -530,10 +547,12 @@ with torch.no_grad():
 # So let something cheap guess a few tokens, run the model over all guesses in *one* pass, and keep what it agrees with.
 # "Agrees" needs care: the text must be distributed exactly as if the model had drawn each token itself.
 #
-# At one place the model (the *target*) has the distribution $p$ over the vocabulary, the cheap *draft* has $q$. The draft
-# draws a token $x$ from $q$. We will keep it with probability $\min(1, p(x)/q(x))$, so that a token comes out *accepted*
-# with probability $q(x) \min(1, p(x)/q(x)) = \min(p(x), q(x))$. What is missing to $p(x)$ must come from the cases where
-# the draft is rejected: there we draw from the **residual**, proportional to $\max(0, p - q)$.
+# Four letters get new meanings from here on: $p$ and $q$ are distributions, $\alpha$ is a probability of acceptance, and
+# $\gamma$ (`gamma`) the number of drafts in a round. At one place the model (the *target*) has the distribution $p$ over
+# the vocabulary, the cheap *draft* has $q$. The draft draws a token $x$ from $q$. We will keep it with probability
+# $\min(1, p(x)/q(x))$, so that a token comes out *accepted* with probability $q(x) \min(1, p(x)/q(x)) = \min(p(x), q(x))$. What is
+# missing to $p(x)$ must come from the cases where the draft is rejected: there we draw from the **residual**, proportional
+# to $\max(0, p - q)$.
 #
 # *Predict:* $p = (0.4, 0.6)$ and $q = (0.7, 0.3)$. How often is the draft rejected, and what is drawn then?
 
@@ -566,7 +585,10 @@ check("linear/linearized_llm/residual", residual)
 
 # %%
 def accept(p, q, drafts, u):
-    """How many drafts are accepted, from the left. p, q [B, G, V]; drafts int64 [B, G]; u [B, G] -> int64 [B]."""
+    """How many drafts are accepted, from the left.
+
+    p, q [B, gamma, V]; drafts int64 [B, gamma]; u [B, gamma] -> int64 [B].
+    """
     ### BEGIN SOLUTION
     p_x = p.gather(-1, drafts[..., None])[..., 0]
     q_x = q.gather(-1, drafts[..., None])[..., 0]
@@ -585,7 +607,8 @@ check("linear/linearized_llm/accept", accept)
 # Put it together. The target's pass over $\gamma$ drafts gives $\gamma + 1$ distributions, one more than there are drafts.
 # So each round ends with one token of the target's own: from the residual at the place of the rejection, or, if all
 # drafts stayed, from the last distribution, which would otherwise be thrown away (the *bonus*). Draw it with `u_final`:
-# the first token whose cumulative probability is above it. Fill up with $-1$.
+# the first token whose cumulative probability is above it, or the last token of all where the sum, a rounding below 1, never
+# gets there. Fill up with $-1$.
 #
 # *Predict:* why not reuse the $u_i$ that rejected the draft, and save a random number?
 
@@ -594,7 +617,8 @@ check("linear/linearized_llm/accept", accept)
 def verify(p, q, drafts, u_accept, u_final):
     """Tokens of a round, then -1.
 
-    p [B, G + 1, V]; q [B, G, V]; drafts int64 [B, G]; u_accept [B, G]; u_final [B] -> int64 [B, G + 1].
+    p [B, gamma + 1, V]; q [B, gamma, V]; drafts int64 [B, gamma]; u_accept [B, gamma]; u_final [B].
+    Returns int64 [B, gamma + 1].
     """
     ### BEGIN SOLUTION
     batch, gamma = drafts.shape
@@ -603,6 +627,7 @@ def verify(p, q, drafts, u_accept, u_final):
     rest = residual(p[rows, at], q[rows, at])
     last = torch.where((count < gamma)[:, None], rest, p[:, gamma])
     final = (last.cumsum(dim=-1) <= u_final[:, None]).sum(dim=-1)
+    final = final.clamp(max=p.shape[-1] - 1)
     place = torch.arange(gamma + 1)
     tokens = torch.cat([drafts, final[:, None]], dim=1)
     tokens = tokens.masked_fill(place > count[:, None], -1)
@@ -668,7 +693,9 @@ for name, tokens in made.items():
     assert (result.p_value > 1e-3) == (name == "your rule")
 
 # %% [markdown]
-# (The tokens that the draft likes too much: they are given min(p, q) as accepted drafts and then a share of $p$ again.)
+# (The tokens that the draft likes too much: they are given min(p, q) as accepted drafts and then a share of $p$ again. The
+# quotient turned round, $q/p$, is worse still: it keeps every token that the draft proposes too often, and rejects just those
+# that it proposes too rarely.)
 #
 # ## Step 11. How long is a round? (5 minutes)
 #
@@ -779,7 +806,8 @@ assert worst < 1e-3
 # there (*prompt lookup*). Here SmolLM2 has read a page of Python and begins to write it again, as a model does that edits
 # a file or quotes a document. Your `verify` judges; at temperature 0 the target's distribution is 1 for its favourite.
 #
-# *Predict:* how many passes for 32 tokens? And will the text differ by a single token from plain greedy decoding?
+# The cell takes up to half a minute. *Predict:* how many passes for 32 tokens? And will the text differ by a single token
+# from plain greedy decoding?
 
 # %%
 from effattn_lab.linear.speculative_drafts import PromptLookup
@@ -790,12 +818,8 @@ prompt = [*page, *page[:16]]
 
 def generate(new_tokens, gamma):
     """Greedy text and the number of passes, with up to gamma drafts of prompt lookup a round."""
-    lm, known, passes, lookup = (
-        CachedModel(model.model),
-        list(prompt),
-        0,
-        PromptLookup(),
-    )
+    lm, lookup = CachedModel(model.model), PromptLookup()
+    known, passes = list(prompt), 0
     lm.hidden(torch.tensor(known[:-1]))
     while len(known) < len(prompt) + new_tokens:
         guesses = lookup.propose(known, gamma).tokens if gamma else []

@@ -10,16 +10,16 @@
 # **You will be able to** discretise a linear system in the paper's way and in the code's; say what $\Delta$, $B$ and $C$ do;
 # turn a recurrence into an associative scan; write its gradient as another scan; and say what such a kernel is limited by.
 #
-# **Time:** 75 to 90 minutes; solved, the notebook runs in about a minute on two CPU cores.
+# **Time:** about two hours; solved, the notebook runs in one to two minutes on two CPU cores.
 # **Hardware:** none needed. Without a GPU the kernel runs in Triton's interpreter (same numbers, not the same speed); with
 # one it is compiled. On Colab, choose the GPU runtime *before* you start (Runtime → Change runtime type) and save a copy
 # (File → Save a copy in Drive), or what you write is gone when the tab is.
 #
-# **How it works.** Each step has a little theory, a prediction, a blank (`...  # your code`) and a check; answers to the
+# **How it works.** A step has a little theory, mostly a prediction, a blank (`...  # your code`) and a check; answers to the
 # predictions stand below. A failed check names the likely mistake. Stuck? `hint("linear/selective_ssm/step", 1)` nudges, `2`
 # says more, `3` is nearly the complete code; `scan_step = reference("linear/selective_ssm/step")` takes the reference so that
-# you can go on. The notebook can be run from top to bottom at any time: where something is not written yet, the later steps
-# say so and use the reference.
+# you can go on, and `solution("linear/selective_ssm/step")` prints one. The notebook can be run from top to bottom at any time:
+# where something is not written yet, the later steps say so and use the reference.
 
 # %% tags=["hide-input"]
 # Installs what is missing (on Colab), never torch or triton; says what this machine is.
@@ -85,7 +85,8 @@ from effattn_lab.exercises import check, hint, reference, solution, take
 # $\bar A$ and takes only the first term of $\bar B$: since $e^{\Delta A} - 1 = \Delta A + \dots$, that is $\bar B = \Delta B$.
 #
 # A Mamba has $E$ channels with $S$ hidden numbers each. $A$ is $[E, S]$ and fixed; $\Delta$ is a number for each token and
-# channel; $B$ is $S$ numbers for each token, shared by all channels.
+# channel; $B$ is $S$ numbers for each token, shared by all channels. (These are the papers' letters: $S$ counts here, and what
+# other labs call the state $S$ is $h$. The length of a chunk is $L$, since $C$ is taken.)
 #
 # *Predict:* in float32, how many digits of $e^x - 1$ are right for $x = -10^{-5}$, a channel with $A = -1$ and a step of $10^{-5}$?
 
@@ -167,7 +168,7 @@ check("linear/selective_ssm/step", scan_step)
 # $W - 1$ inputs have to be kept: the *tail*.
 #
 # *Predict:* PyTorch's `Conv1d(padding=3)` returns $N + 3$ outputs. Which $N$ of them are the causal ones? (Here it is refused: write the
-# sum.)
+# sum of $W$ shifted products.) Channels come first from here on, $[E, N]$: a convolution slides along the last axis.
 
 
 # %%
@@ -257,12 +258,14 @@ assert same
 #
 # ## Step 6. Chunks (15 minutes)
 #
-# The scan of step 5 holds $a$ and $b$ for every token, channel and state: $S = 16$ times as much as the inputs, three times over.
-# Mamba never does. It scans one chunk, keeps the chunk's last state, and throws the rest away:
+# The scan of step 5 holds $a$, $b$ and the states for every token, channel and hidden number: three tensors, each $S = 16$ times
+# as large as the inputs. Mamba never does. It scans one chunk, keeps the chunk's last state, and throws the rest away:
 #
 # $$ h_t = a_{1..t}\, h_{\text{before the chunk}} + b_{1..t} , $$
 #
-# where $(a_{1..t}, b_{1..t})$ is token $t$'s scanned map. Discretise inside the loop, for the chunk's tokens only.
+# where $(a_{1..t}, b_{1..t})$ is token $t$'s scanned map. Before the scan $a = e^{\Delta A}$ and $b = \Delta u\, B^\top$ (the rule of
+# the code; $u$ belongs to $b$), and $y_t = h_t C_t$ without the skip. Discretise inside the loop, for the chunk's tokens only.
+# The inputs have the time last, as the convolution left them; a slice's `.T` puts it first, where `double` wants it.
 #
 # *Predict:* one could also divide: $h_t = P_t\,(h_0 + \sum_{r \le t} b_r / P_r)$ with $P_t = a_1 \cdots a_t$, two cumulative sums and no
 # rounds. After how many tokens does float32 (smallest number $10^{-45}$) make that infinite, for $A = -16$ and $\Delta = 1$?
@@ -274,7 +277,7 @@ def chunked_scan(u, delta, A, B, C, h, chunk_size):
 
     u, delta [E, N]; A [E, S]; B, C [S, N]; h [E, S], what was there before the first token.
     """
-    out = []  # one entry a chunk, [E, C]
+    out = []  # one entry a chunk, [E, L]
     # Inside the loop: a and b of this chunk, rounds of double(), the states, y, and h for the next chunk.
     ### BEGIN SOLUTION
     for i in range(0, u.shape[1], chunk_size):
@@ -301,7 +304,8 @@ def chunked_scan(u, delta, A, B, C, h, chunk_size):
 check("linear/selective_ssm/chunked_scan", chunked_scan)
 
 # %% [markdown]
-# (After seven: $e^{-16 \cdot 7} = 10^{-49}$ is 0 in float32, and $b / 0$ is infinite. The scan only ever multiplies.)
+# (After six: $P_6 = e^{-96} = 2 \cdot 10^{-42}$ still is a number, but one over it is above float32's largest, $3 \cdot 10^{38}$.
+# After seven $P$ itself is 0. The scan only ever multiplies.)
 #
 # ## Step 7. Backward: a scan from the other end (15 minutes)
 #
@@ -343,12 +347,13 @@ check("linear/selective_ssm/scan_backward", scan_backward)
 # ## Step 8. The kernel (15 minutes)
 #
 # One *program* owns a block of channels of one sequence, with all their states, and walks the text. `h` is $[S, \text{BLOCK}]$, in
-# registers, and never leaves the chip; nothing of size $N \cdot E \cdot S$ exists anywhere. Inputs are $[B, N, E]$ here, channels
-# side by side, so that a block of them is loaded at once.
+# registers, and never leaves the chip; nothing of size $N \cdot E \cdot S$ exists anywhere. The layout changes once more. Inputs are
+# $[B, N, E]$ and $A$ is $[S, E]$ here: channels side by side in memory, so that a block of them is loaded at once. And $h$ has
+# states for rows and channels for columns: a vector over channels becomes `[None, :]`, one over states `[:, None]`.
 #
 # The vocabulary: `tl.exp`, `tl.sum(x, 0)` sums over the rows; `[:, None]` and `[None, :]` add axes. Without a GPU this cell runs in
 # Triton's interpreter, which allows more Python than the compiler: no ordinary global variable, no `@`, no call to anything but
-# `tl.…`. The check compiles your kernel for an A100 as well.
+# `tl.…`. The check compiles your kernel for an A100 as well, some seconds the first time.
 #
 # One blank: two lines, the new `h` and `y` (the skip included).
 
@@ -408,8 +413,9 @@ check("linear/selective_ssm/triton_scan", ssm_triton)
 #
 # A real text (Python's own documentation, byte by byte), and one question at every byte: *which capital letter came last?* It may
 # be one byte ago or a hundred. The reader is one Mamba mixer without its convolution, and a linear map: whatever it knows about
-# earlier bytes its state has carried. Twice the same mixer: once selective, and once with fixed $\Delta$, $B$ and $C$ (then the scan is
-# a convolution with a fixed kernel, as in S4D). Same seed, same rate, 300 rounds of 32 windows.
+# earlier bytes its state has carried. Twice the same mixer: once selective, and once with fixed $\Delta$, $B$ and $C$. Then the scan is
+# a convolution with a fixed kernel, as in S4D, the model of diagonal state spaces that Mamba grew out of. Same seed, same rate,
+# 300 rounds of 32 windows. (About a minute for both; the cell says when one is trained.)
 #
 # *Predict:* what must $\Delta$ do at a capital, and what between capitals? Can a fixed kernel do it?
 
@@ -426,25 +432,32 @@ for name, selective in (("selective", True), ("fixed", False)):
     reader = pictures.Reader(Mamba(24, state_size=4, conv_width=1, selective=selective))
     pictures.learn(reader, page, rounds=300, length=96, lr=0.02)
     readers[name] = reader
+    print(f"trained: {name}", flush=True)
 print("right answers, by how long ago the capital was")
-print("bytes ago       0    1-4   5-16  17-64")
-for name, reader in readers.items():
-    found = pictures.recall(reader, unseen)
-    print(f"{name:10s}" + "".join(f"{share:7.0%}" for share in found))
+print("bytes ago             0    1-4   5-16  17-64")
+rows = {name: pictures.recall(reader, unseen) for name, reader in readers.items()}
+rows["always the same"] = pictures.commonest(unseen)
+for name, found in rows.items():
+    print(f"{name:16s}" + "".join(f"{share:7.0%}" for share in found))
 
-# %% mystnb={"image": {"alt": "Above: for each channel and each character of a line of text, the share of the state that is kept; nearly all is kept everywhere, except in some channels at the capital letters, where next to nothing is. Below: the mean share renewed, with tall bars at the capitals."}}
+# %% mystnb={"image": {"alt": "Above: for each channel and each character of a line of text, the share of the state that is kept; nearly all is kept everywhere, except in some channels at the capital letters, where next to nothing is, and in a few at the top also at a, i and spaces. Below: the mean share renewed, above 0.2 at the capitals and below 0.1 elsewhere."}}
 begin = 4200
-line = page.valid[begin : begin + 100]
+line = page.valid[begin : begin + 60]
 reader = readers["selective"]
 share = pictures.kept(reader.mixer, reader.embed(line[None]))
 pictures.steps_picture(bytes(line.tolist()).decode(), share)
 
 # %% [markdown]
-# (At a capital some channels take a long step: they forget the old letter and write the new one. Between capitals steps are
-# short and the state stays.) Nobody told the network which bytes are capitals; $\Delta$ is where it keeps that knowledge. A fixed
-# kernel forgets by the clock and cannot stop: old letters stay mixed with the new one. Be careful with the size of the gap,
-# though: with twice the learning rate the fixed mixer reaches about 93 % and the selective one falls to about 88 %. One run at one
-# rate shows what happens, not how large it is.
+# (At a capital some channels take a long step: they forget the old letter and write the new one. Between capitals the same
+# channels take short ones, and the state stays.) Nobody told the network which bytes are capitals; $\Delta$ is where it keeps that
+# knowledge. Other channels do something else: those near the top of the picture take long steps at some small letters and at
+# spaces too, so that the bars below are not zero between capitals.
+#
+# The last row of the table is what a reader gets that always names the commonest letter. The fixed kernel is far better than
+# that, and does not get worse with age: by the clock, the last capital and those before it fade together, and their proportion
+# stays. What it cannot do is clear the older ones away when a new one comes. Be careful with the size of the gap, though: with
+# twice the learning rate the fixed mixer reaches about 93 % and the selective one falls to about 88 %. One run at one rate shows
+# what happens, not how large it is.
 #
 # **Your functions are the whole mixer.** Its weights, your step 6 in place of the package's scan:
 
@@ -506,7 +519,7 @@ if effattn_kernels.MODE == "interpreter":
     if my_bytes is not None:
         print(f"your prediction: {my_bytes}")
     print(
-        f"a scan with a, b and h of every token in memory: {plain}, {plain / formula:.0f} times as much"
+        f"a scan with a, b and h of every token in memory, float32: {plain}, {plain / formula:.0f} times as much"
     )
 else:
     print(
@@ -518,7 +531,8 @@ else:
 # ## Step 11. X-ray, and what it is limited by (10 minutes)
 #
 # What would a compiler make of *your* kernel on a T4, an A100 and an H100? Look for the column that was the whole point of the
-# other labs.
+# other labs. (*Occupancy* is the share of a processor's threads that can be there at once, given the registers of each. A
+# kernel of your own takes half a minute the first time.)
 
 # %%
 from effattn_lab.exercises.linear.selective_ssm import reference_kernel
@@ -567,7 +581,8 @@ show(xrays)
 # Mamba-2 gave up (one decay a head) to get one.
 #
 # So what limits it? Each token, channel and state takes one exponential, and a multiprocessor does 16 of them a cycle where it
-# does 64 (A100, T4) or 128 (H100) multiply-adds. A layer of 4,096 channels, 8,192 tokens, batch 8, 16-bit inputs:
+# does 64 (A100, T4) or 128 (H100) multiply-adds. A layer of 4,096 channels, 8,192 tokens, batch 8, 16-bit inputs: it reads
+# $u$, $\Delta$ and a gate and writes $y$, all $[8, 8192, 4096]$. An A100 moves 2,039 GB/s, and has 108 multiprocessors at 1.41 GHz.
 #
 # *Predict:* is it waiting for memory or for exponentials?
 
@@ -587,7 +602,8 @@ for name, lanes in (("T4", 64), ("A100", 64), ("H100", 128)):
 
 # %% [markdown]
 # (On the A100 and the H100 for exponentials, on the T4 for memory; nowhere by as much as a factor of two. The scan sits at the
-# corner of a roofline that has no matrix unit in it. Moving all $N E S$ numbers through memory would take 24 times as long.)
+# corner of a roofline that has no matrix unit in it. Moving $a$, $b$ and $h$ of every token through memory in float32, as in
+# step 10, would take 48 times the memory's time.)
 # These are bounds: one layer, nothing else. The next cell measures, on this machine, three ways to the same states. On one core
 # nothing is parallel, and the fewest operations win.
 
