@@ -15,7 +15,7 @@ import torch
 Mechanism = Callable[..., torch.Tensor]
 
 
-def register(name: str, fn: Mechanism) -> None:
+def register(name: str, fn: Mechanism, *, with_layer: bool = False) -> None:
     """Make ``attn_implementation=name`` run ``fn(q, k, v, *, causal, scale)`` in transformers.
 
     Args:
@@ -23,6 +23,7 @@ def register(name: str, fn: Mechanism) -> None:
             are refused: "eager", "sdpa", and any with "flash", "flex" or "paged" in it.
         fn: takes q ``[B, Hq, seqlen_q, D]``, k and v ``[B, Hkv, seqlen_k, D]`` (grouped heads, offset rule) and
             returns ``[B, Hq, seqlen_q, D]``.
+        with_layer: pass the layer's number, from 0, as ``layer`` too. Default False.
 
     Only plain causal decoding is passed on: a call with padding or another mask raises ``ValueError`` in the
     forward pass, since ``fn`` would silently ignore it.
@@ -56,7 +57,8 @@ def register(name: str, fn: Mechanism) -> None:
                 f"attention_mask: expected none or the plain causal one ({name} gets q, k, v alone), "
                 f"got shape {tuple(attention_mask.shape)}"
             )
-        out = fn(query, key, value, causal=causal, scale=scaling)
+        extra = {"layer": module.layer_idx} if with_layer else {}
+        out = fn(query, key, value, causal=causal, scale=scaling, **extra)
         if not isinstance(out, torch.Tensor) or out.shape != query.shape:
             got = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
             raise ValueError(f"fn: expected {name} to return the shape of q {tuple(query.shape)}, got {got}")
@@ -77,10 +79,13 @@ def _is_plain(mask: torch.Tensor, causal: bool, query: torch.Tensor, key: torch.
 
 
 @contextmanager
-def use(model: Any, fn: Mechanism, name: str = "effattn_use") -> Iterator[None]:
-    """Inside the ``with`` block ``model`` runs ``fn``; afterwards it is as it was, also after an error."""
+def use(model: Any, fn: Mechanism, name: str = "effattn_use", *, with_layer: bool = False) -> Iterator[None]:
+    """Inside the ``with`` block ``model`` runs ``fn``; afterwards it is as it was, also after an error.
+
+    Arguments as in :func:`register`.
+    """
     before = model.config._attn_implementation
-    register(name, fn)
+    register(name, fn, with_layer=with_layer)
     model.set_attn_implementation(name)
     try:
         yield
