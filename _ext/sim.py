@@ -13,7 +13,7 @@ writes the custom element that ``_sims/tile-stepper.js`` defines, with the JSON 
 ``fetch`` do not work when a page is opened from a file.
 
 ``:data: package.module:function`` calls that Python function when the page is read and inlines what it returns,
-so so that a table lives in the package alone; a body, if any, must be an object and overrides single fields.
+so that a table lives in the package alone; a body, if any, must be an object and overrides single fields.
 
 A script that says ``// needs: name`` in a line of its own builds on ``_sims/name.js``, which is loaded before it.
 """

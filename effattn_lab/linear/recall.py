@@ -29,10 +29,9 @@ from effattn_lab._atomic import write_atomic
 from effattn_lab._command import bad_values, file_to_write, positive
 from effattn_lab._validate import check_positive_int
 from effattn_lab.linear.mixers import MIXERS, available, build_mixer
-from effattn_lab.linear.recall_tasks import LEFT_OUT, RECIPES, Recipe, batches, held_out, replaced
+from effattn_lab.linear.recall_tasks import LEFT_OUT, RECIPES, Recipe, batches, byte_text, held_out, replaced
 from effattn_lab.models.conv_mixer import GatedConvolution
 from effattn_lab.models.tiny import TinyDecoder, count_parameters, match_parameters, state_elements
-from effattn_lab.tasks.language import ByteText
 
 RECORD = Path(__file__).with_name("recall.json")
 
@@ -248,7 +247,7 @@ def versions() -> dict[str, str]:
         "numpy": np.__version__,
         "python": platform.python_version(),
         "threads": str(torch.get_num_threads()),
-        "text": ByteText().sha256[:16],
+        "text": byte_text().sha256[:16],
     }
 
 

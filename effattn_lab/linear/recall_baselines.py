@@ -1,8 +1,7 @@
 """What text costs without a neural network: compressors and counts of short contexts, on the study's held-out bytes.
 
 A loss of the recall study's models means something only beside these. Everything here reads the whole training part;
-a model of 200 steps has drawn half as many bytes from it. And the reference repeats whole passages, so that part of
-what was held out stands in the training part too: who looks far back gains by that, a model this small hardly.
+a model of 200 steps has drawn fewer bytes from it than it has.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ import numpy as np
 import torch
 
 from effattn_lab._validate import check_positive_int
-from effattn_lab.linear.recall_tasks import RECIPES, held_out
-from effattn_lab.tasks.language import VOCAB_SIZE, ByteText
+from effattn_lab.linear.recall_tasks import RECIPES, byte_text, held_out
+from effattn_lab.tasks.language import VOCAB_SIZE
 
 COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     "lzma": lambda data: lzma.compress(data, preset=9),
@@ -27,7 +26,7 @@ COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
 def parts() -> tuple[bytes, bytes]:
     """The training part, and the held-out bytes that the study's models are asked for."""
     asked = held_out(RECIPES["language"], "test").targets.flatten()
-    return _bytes(ByteText().train), _bytes(asked)
+    return _bytes(byte_text().train), _bytes(asked)
 
 
 def compressed(name: str, train: bytes, asked: bytes) -> tuple[float, float]:

@@ -13,6 +13,7 @@ import torch
 from effattn_lab.tasks.copying import overwrite_recall
 from effattn_lab.tasks.language import ByteText
 from effattn_lab.tasks.mqar import Batch, mqar
+from effattn_lab.tasks.text import passages_once, topics
 
 #: Values that each key gets, one after the other, when overwriting is tested.
 WRITES = 2
@@ -82,10 +83,15 @@ LEFT_OUT: dict[str, tuple[str, ...]] = {
 }
 
 
+def byte_text() -> ByteText:
+    """The text of "language": each passage once, so that what is held out was not read in training."""
+    return ByteText(passages_once(topics()))
+
+
 def batches(recipe: Recipe, seed: int) -> Iterator[Batch]:
     """Training data without end; the same seed, the same batches for every mixer."""
     rng = np.random.default_rng([seed, 1])
-    text = ByteText() if recipe.data == "language" else None
+    text = byte_text() if recipe.data == "language" else None
     for step in count():
         if text is not None:
             yield text.batch(recipe.batch, recipe.length, rng)
@@ -105,7 +111,7 @@ def questions(recipe: Recipe, examples: int, pairs: int, writes: int, rng: np.ra
 def held_out(recipe: Recipe, part: str, writes: int = WRITES) -> Batch:
     """Data of no training run: part "stop" decides when to stop, part "test" gives the result."""
     if recipe.data == "language":
-        return ByteText().validation(recipe.length, recipe.test)
+        return byte_text().validation(recipe.length, recipe.test)
     rng = np.random.default_rng([2**32, {"stop": 0, "test": 1}[part]])
     return questions(recipe, recipe.test, recipe.pairs[-1], writes, rng)
 

@@ -7,8 +7,8 @@ Why a distance can rank: ``|q - k|^2 = |q|^2 + |k|^2 - 2 q . k``, so near keys a
 have about the same length*. Why the transform: a coarse code gives each coordinate the same few steps, and a product
 is decided by the channels of large energy; after the rotation every coordinate carries a part of each channel.
 
-Source: Adamas (2025) and its released code, which differ: the accuracy runs use L1, the timed kernel counts the pair
-{1, 2} as 3. Both are here, by name.
+Source: Yan et al. 2025 (Adamas) and its released code, which differ: accuracy runs use L1, the timed kernel counts
+the pair {1, 2} as 3. Both are here, by name.
 """
 
 from __future__ import annotations

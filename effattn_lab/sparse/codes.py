@@ -1,7 +1,7 @@
 """Two-bit codes of keys: Hadamard transform, three thresholds, sixteen coordinates to a 32-bit word, L1 by bits.
 
-Source: Adamas (2025) and its released code: the Sylvester matrix divided by ``sqrt(D)``, thresholds -10, 0 and 10,
-coordinate ``8 w + i`` in bits ``2 i`` and ``2 i + 1`` of 16-bit word ``w``. Two such words are one of ours.
+Source: the released code of Yan et al. 2025 (Adamas): the Sylvester matrix divided by ``sqrt(D)``, thresholds -10, 0
+and 10, coordinate ``8 w + i`` in bits ``2 i`` and ``2 i + 1`` of 16-bit word ``w``. Two such words are one of ours.
 """
 
 from __future__ import annotations

@@ -20,9 +20,11 @@ from torch import nn
 
 from effattn_lab._validate import check_positive_int, check_qkv
 from effattn_lab.foundations.attention import attention
+from effattn_lab.sparse.static_patterns_cost import sinks_and_window_pairs
 from effattn_lab.sparse.streaming import streaming_attention
 
-FULL, SPARSE = 1, 0
+#: The router's class for full attention; 0 is sparse.
+FULL = 1
 Mode = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -178,8 +180,6 @@ def pruned_share(seqlen: int, sinks: int, window: int, *, queries: str = "last")
         queries: "last", ``1 - (s + w) / N`` as in the paper's figures, or "all": of the pairs that all causal queries
             of a prompt would read. The second is what saves time, and it is smaller.
     """
-    from effattn_lab.sparse.static_patterns_cost import sinks_and_window_pairs
-
     check_positive_int("seqlen", seqlen)
     if queries == "last":
         return max(0.0, 1 - (sinks + window) / seqlen)

@@ -7,7 +7,7 @@ import inspect
 
 
 def topics(max_chars: int | None = None) -> str:
-    """Python's language reference as plain English text, about 700 kB (``pydoc_data.topics``).
+    """Python's language reference as plain English text, some 465 kB in Python 3.11 (``pydoc_data.topics``).
 
     Args:
         max_chars: stop after that many characters, at least 1. Default: all.
@@ -17,6 +17,22 @@ def topics(max_chars: int | None = None) -> str:
     from pydoc_data.topics import topics as table
 
     return _clip("\n\n".join(table[name].strip() for name in sorted(table)), max_chars)
+
+
+def passages_once(text: str) -> str:
+    """``text`` without the paragraphs that stood in it before, whatever their line breaks.
+
+    The language reference prints whole passages under several headings: of 64-byte pieces held out at random, two in
+    five stand word for word in the rest. Where one part is to be new to a model trained on another, begin with this.
+    """
+    seen: set[str] = set()
+    kept = []
+    for paragraph in text.split("\n\n"):
+        words = " ".join(paragraph.split())
+        if words not in seen:
+            seen.add(words)
+            kept.append(paragraph)
+    return "\n\n".join(kept)
 
 
 def stdlib_source(module: str = "argparse", max_chars: int | None = None) -> str:

@@ -8,8 +8,7 @@ from collections import Counter
 import pytest
 
 from effattn_lab.linear.recall_baselines import compressed, counted, parts
-from effattn_lab.linear.recall_tasks import RECIPES
-from effattn_lab.tasks.language import ByteText
+from effattn_lab.linear.recall_tasks import RECIPES, byte_text
 
 
 def plainly(order, train, asked):
@@ -48,9 +47,11 @@ def test_a_text_that_repeats_itself_needs_few_bits():
 
 def test_parts_are_what_the_models_saw():
     train, asked = parts()
-    text, recipe = ByteText(), RECIPES["language"]
+    text, recipe = byte_text(), RECIPES["language"]
     assert train == bytes(text.train.tolist())
     assert asked == bytes(text.valid[1 : recipe.test * recipe.length + 1].tolist())
+    pieces = [asked[i : i + 64] for i in range(0, len(asked), 64)]
+    assert sum(piece in train for piece in pieces) < 0.01 * len(pieces), "what is asked was not read before"
     # A uniform byte costs 8 bits; English letters by their frequency between 4 and 5; context helps.
     bits = [counted(order, train, asked) for order in range(3)]
     assert 4 < bits[0] < 5

@@ -1,6 +1,6 @@
 import pytest
 
-from effattn_lab.tasks.text import stdlib_source, topics
+from effattn_lab.tasks.text import passages_once, stdlib_source, topics
 
 
 def test_topics_is_english_and_long():
@@ -8,6 +8,17 @@ def test_topics_is_english_and_long():
     assert len(text) > 400_000
     assert "The assert statement" in text or '"assert"' in text
     assert topics(1000) == text[:1000]
+
+
+def test_passages_once():
+    text = "a b\n\nc\n\na\nb\n\nd\n\nc"
+    assert passages_once(text) == "a b\n\nc\n\nd", "the same words, however the lines break"
+    assert passages_once(passages_once(text)) == passages_once(text)
+    whole, once = topics(), passages_once(topics())
+    assert 0.6 < len(once) / len(whole) < 0.95
+    assert {" ".join(p.split()) for p in once.split("\n\n")} == {
+        " ".join(p.split()) for p in whole.split("\n\n")
+    }
 
 
 def test_source_is_code():
