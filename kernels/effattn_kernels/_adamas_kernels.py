@@ -133,7 +133,9 @@ def _adamas_decode_kernel(
     first = split * SPLIT
     for start in range(first, tl.minimum(first + SPLIT, num_pages * PAGE), BLOCK_N):
         if PAGE < BLOCK_N:  # a tile has several pages
-            page = _pages(index_ptr, valid_ptr, start // PAGE + tl.arange(0, BLOCK_N // PAGE), num_pages, VALID)
+            page = _pages(
+                index_ptr, valid_ptr, start // PAGE + tl.arange(0, BLOCK_N // PAGE), num_pages, VALID
+            )
             token = page
             if PAGE > 1:
                 token = tl.reshape(page[:, None] * PAGE + tl.arange(0, PAGE)[None, :], [BLOCK_N])

@@ -77,7 +77,12 @@ def check_decode_inputs(
     check_attention_inputs(q, k, v, scale, None, mode)
     if q.shape[2] != 1:
         raise ValueError(f"q: expected one query [B, Hq, 1, D], got shape {tuple(q.shape)}")
-    if isinstance(page_size, bool) or not isinstance(page_size, int) or page_size < 1 or page_size & (page_size - 1):
+    if (
+        isinstance(page_size, bool)
+        or not isinstance(page_size, int)
+        or page_size < 1
+        or page_size & (page_size - 1)
+    ):
         raise ValueError(f"page_size: expected a power of two, got {page_size!r}")
     heads = (q.shape[1], k.shape[1])
     if not isinstance(index, torch.Tensor) or index.dtype != torch.int64 or index.dim() != 3:

@@ -133,4 +133,6 @@ def _check_device(q: torch.Tensor, mode: str, name: str = "q") -> None:
             and torch.version.hip is None
             and torch.cuda.get_device_capability(q.device) < (8, 0)
         ):
-            raise ValueError(f"{name}: expected float16 or float32 (this GPU has no bfloat16), got torch.bfloat16")
+            raise ValueError(
+                f"{name}: expected float16 or float32 (this GPU has no bfloat16), got torch.bfloat16"
+            )

@@ -30,8 +30,8 @@ def encode(
 ) -> torch.Tensor:
     """Two-bit codes of vectors: Hadamard transform, three thresholds, sixteen coordinates a word, in one pass.
 
-    The transform is ``log2 D`` steps of sums in float32, rounded to the dtype of x: the codes are those of the PyTorch
-    form, bit for bit.
+    The transform is ``log2 D`` steps of sums in float32, rounded to the dtype of x: the codes are those of the
+    PyTorch form, bit for bit.
 
     Args:
         x: ``[..., D]``, after RoPE; float16, bfloat16 or float32, D of 16, 32, 64, 128 or 256. Up to four dimensions
@@ -120,8 +120,9 @@ def sparse_decode(
         q: ``[B, Hq, 1, D]``, float16, bfloat16 or float32, any strides, 16 <= D <= 256.
         k, v: ``[B, Hkv, N, D]``; query head ``h`` reads key head ``h // (Hq // Hkv)``.
         index: int64 ``[B, Hq, n]``, or ``[B, Hkv, n]``: then the query heads of a key head read the same list, and
-            its keys and values are loaded once for all of them. Page ``p`` holds the tokens ``p P`` to ``p P + P - 1``;
-            those outside ``0..N-1`` do not exist and are skipped, so -1 names nothing. A page named twice counts twice.
+            its keys and values are loaded once for all of them. Page ``p`` holds the tokens ``p P`` to
+            ``p P + P - 1``; those outside ``0..N-1`` do not exist and are skipped, so -1 names nothing. A page named
+            twice counts twice.
         valid: bool, shape of ``index``: pages that count. None: all.
         page_size: P tokens a page, a power of two. Default 1: ``index`` names tokens.
         scale: factor on the scores; None means ``D ** -0.5``.
