@@ -123,7 +123,7 @@ def _adamas_decode_kernel(
     inside = offs_d < HEAD_DIM
     q_ptr += batch * stride_qb + head * stride_qh
     q = tl.load(
-        q_ptr + offs_m[:, None] * stride_qh + offs_d[None, :] * stride_qd,
+        q_ptr + offs_m.to(tl.int64)[:, None] * stride_qh + offs_d[None, :] * stride_qd,
         mask=real[:, None] & inside[None, :],
         other=0.0,
     )

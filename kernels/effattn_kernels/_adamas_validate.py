@@ -37,6 +37,8 @@ def check_encode_inputs(x: torch.Tensor, thresholds: Sequence[float], mode: str)
         raise ValueError(
             f"x: expected a last axis of {', '.join(map(str, CODED_DIMS))}, got shape {tuple(x.shape)}"
         )
+    if x.numel() // x.shape[-1] >= 2**31:
+        raise ValueError(f"x: expected fewer than 2^31 vectors, got shape {tuple(x.shape)}")
     if len(thresholds) != 3 or not thresholds[0] <= thresholds[1] <= thresholds[2]:
         raise ValueError(f"thresholds: expected three ascending numbers, got {tuple(thresholds)}")
     _check_device(x, mode, "x")

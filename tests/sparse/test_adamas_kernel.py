@@ -67,12 +67,13 @@ def test_codes_are_those_of_pytorch_and_of_the_matrix(dim, dtype):
     true = x.double().cpu() @ matrix(dim) / dim**0.5
     mine = codes.unpack(got.cpu()).int()
     assert torch.unique(mine).numel() == 4
-    error = 4 * torch.finfo(DTYPES[dtype]).eps * 40  # four roundings of the largest number there may be
+    # The rounding of a number near 10, and of sums of up to 256 numbers in float32.
+    error = 16 * torch.finfo(DTYPES[dtype]).eps + 1e-4
     assert true.abs().max() < 60
     want = sum((true > t).int() for t in (-10, 0, 10))
     doubt = torch.stack([(true - t).abs() < error for t in (-10, 0, 10)]).any(0)
     assert torch.equal(mine[~doubt], want[~doubt])
-    assert doubt.double().mean() < (0.2 if dtype == "bf16" else 0.03)
+    assert doubt.double().mean() < 0.05
 
 
 @pytest.mark.parametrize("rows", [1, 31, 32, 33, 100])
@@ -450,8 +451,9 @@ def test_every_architecture_has_tiles():
     assert choose_tiles(64, torch.float16, "sm61") == choose_tiles(64, torch.float16, "sm75")
 
 
+@pytest.mark.slow
 def test_shipped_tiles_do_not_spill():
-    """Two GPUs here; all seven are in the documentation's command."""
+    """All four kernels; ``effattn xray adamas --gpu all`` has the other GPUs and dimensions."""
     from effattn_lab.measure.xray import xray_rows
 
     for row in xray_rows("adamas", gpus="A100,MI300X", head_dims=(64,), dtypes=("bf16",)):
