@@ -317,15 +317,15 @@ def test_strides_batches_and_runs_give_the_same_bits():
 def test_the_whole_step_is_the_cache(share):
     """Codes, distances, selection and attention by kernels: what `AdamasCache` gives."""
     q, k, v = draw(400, 64, torch.float32, heads=(6, 2))
-    q, k = 4 * q, 8 * k
-    mechanism = adamas.AdamasCache(share=share)
+    q, k = 4 * q, 8 * k  # so that all codes occur; scores of thousands would show nothing but their rounding
+    mechanism = adamas.AdamasCache(share=share, scale=2**-8)
     mechanism.append(k, v)
     distance = code_distances(encode(q), encode(k))
     assert torch.equal(distance, mechanism.distances(q))
     if share:
         distance = distance.unflatten(1, (2, 3)).amin(2)
     index = adamas.select_nearest(distance, 40)
-    got = sparse_decode(q, k, v, index)
+    got = sparse_decode(q, k, v, index, scale=2**-8)
     torch.testing.assert_close(got, mechanism.attend(q, 40), rtol=0, atol=2e-6)
 
 
