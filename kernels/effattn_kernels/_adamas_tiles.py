@@ -55,8 +55,8 @@ for _arch in ("sm80", "sm89", "sm90", "sm100", "sm120", "gfx942"):
         256: _row((16, 0, 4, 1), (256, 0, 4, 1), (32, 256, 4, 2), (16, 0, 4, 1)),
     }
     TABLE[_arch, 4] = {
-        128: _row((32, 0, 4, 1), (256, 0, 4, 1), (32, 256, 4, 1), (16, 0, 4, 1)),
-        256: _row((16, 0, 4, 1), (256, 0, 4, 1), (16, 256, 4, 1), (16, 0, 4, 1)),
+        128: _row((32, 0, 4, 1), (256, 0, 4, 1), (32, 256, 8, 1), (16, 0, 4, 1)),
+        256: _row((16, 0, 4, 1), (256, 0, 4, 1), (16, 256, 8, 1), (16, 0, 4, 1)),
     }
 for _size in (2, 4):
     TABLE["sm75", _size] = {
@@ -70,7 +70,15 @@ def power(n: int) -> int:
     return max(16, 1 << (n - 1).bit_length())
 
 
-def choose_tiles(head_dim: int, dtype: torch.dtype, arch: str) -> Tiles:
-    """The table's row. An architecture it doesn't know gets the cautious tiles of the T4, which run anywhere."""
+def choose_tiles(head_dim: int, dtype: torch.dtype, arch: str, *, dense: bool = True) -> Tiles:
+    """The table's row. An architecture it doesn't know gets the cautious tiles of the T4, which run anywhere.
+
+    ``dense``: the elements of a key lie side by side.
+    """
     rows = TABLE.get((nearest(arch), dtype.itemsize)) or TABLE["sm75", dtype.itemsize]
-    return next(tiles for largest, tiles in sorted(rows.items()) if head_dim <= largest)
+    row = next(tiles for largest, tiles in sorted(rows.items()) if head_dim <= largest)
+    if not dense or head_dim % 16:
+        # Rows that begin anywhere are loaded element by element, and every address takes registers: with 64 tokens
+        # decode spills 24 bytes a thread on an H100 at head dim 124.
+        row = row._replace(decode=row.decode._replace(block=min(32, row.decode.block)))
+    return row

@@ -145,7 +145,8 @@ def sparse_decode(
     num_kv_heads, seqlen_k = k.shape[1:3]
     lists, pages = index.shape[1:]
     rows = num_heads // lists  # query heads that share a list
-    tiles = choose_tiles(dim, q.dtype, architecture(q.device))
+    dense = k.stride(3) == v.stride(3) == 1
+    tiles = choose_tiles(dim, q.dtype, architecture(q.device), dense=dense)
     tile = tiles.decode
     splits = _cdiv(pages * page_size, tile.split)
     out = torch.empty(batch, num_heads, 1, dim, dtype=q.dtype, device=q.device)
