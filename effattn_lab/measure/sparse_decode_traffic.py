@@ -21,7 +21,7 @@ SINKS = 4
 
 def rows(
     *,
-    seqlen: int = 8192,
+    seqlen: int = 4096,
     budgets: Sequence[int] = (64, 256, 1024),
     methods: Sequence[str] = METHODS,
     num_heads: int = 9,
@@ -33,7 +33,7 @@ def rows(
     """Run one step of each method at each budget in Triton's interpreter and count.
 
     Args:
-        seqlen: N keys. Default 8192.
+        seqlen: N keys. Default 4096, which takes some 20 seconds; :func:`predicted_rows` has any N at once.
         budgets: tokens a query head reads, multiples of page_size. Full attention has one row.
         methods: some of "full", "streaming" (4 sinks and a window), "quest" and "adamas" (each query head its own
             list, as in the papers), "quest shared" and "adamas shared" (one list for the heads that share keys).
