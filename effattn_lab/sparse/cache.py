@@ -136,6 +136,55 @@ def gather_attention(
     return (p[:, :, None] @ values).to(q.dtype)
 
 
+def sparse_decode(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    index: torch.Tensor,
+    *,
+    valid: torch.Tensor | None = None,
+    page_size: int = 1,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """:func:`gather_attention` over pages, with one list a query head or one for all heads that share keys.
+
+    Args:
+        q: ``[B, Hq, 1, D]``.
+        k, v: ``[B, Hkv, N, D]``.
+        index: int64 ``[B, Hq, n]``, or ``[B, Hkv, n]``: then the query heads of a KV head read the same. Page ``p``
+            holds the tokens ``p P`` to ``p P + P - 1``; those outside ``0..N-1`` do not exist and are skipped, so -1
+            names nothing. A page named twice counts twice.
+        valid: bool, shape of ``index``: pages that count. Default all.
+        page_size: P tokens a page. Default 1: ``index`` names tokens.
+        scale: default ``D ** -0.5``.
+
+    Returns:
+        ``[B, Hq, 1, D]``; 0 for a head without a valid token. Scores in at least float32.
+    """
+    check_qkv(q, k, v)
+    check_positive_int("page_size", page_size)
+    if q.shape[2] != 1:
+        raise ValueError(f"q: expected one query [B, Hq, 1, D], got shape {tuple(q.shape)}")
+    if index.dim() != 3 or index.shape[0] != q.shape[0] or index.shape[1] not in (q.shape[1], k.shape[1]):
+        raise ValueError(
+            f"index: expected [{q.shape[0]}, {q.shape[1]} or {k.shape[1]}, n], got shape {tuple(index.shape)}"
+        )
+    if index.dtype != torch.int64:
+        raise ValueError(f"index: expected int64, got {index.dtype}")
+    if valid is not None and (valid.dtype != torch.bool or valid.shape != index.shape):
+        raise ValueError(
+            f"valid: expected bool of the shape of index {tuple(index.shape)}, got {valid.dtype} {tuple(valid.shape)}"
+        )
+    tokens = (index[..., None] * page_size + torch.arange(page_size, device=q.device)).flatten(2)
+    here = (tokens >= 0) & (tokens < k.shape[2])
+    if valid is not None:
+        here &= valid.repeat_interleave(page_size, dim=2)
+    tokens, here = (
+        x.repeat_interleave(q.shape[1] // index.shape[1], dim=1) for x in (tokens.where(here, 0), here)
+    )
+    return gather_attention(q, k, v, tokens, valid=here, scale=scale)
+
+
 def captured_mass(
     q: torch.Tensor, k: torch.Tensor, index: torch.Tensor, *, valid: torch.Tensor | None = None,
     scale: float | None = None,

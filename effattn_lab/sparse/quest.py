@@ -14,7 +14,13 @@ from __future__ import annotations
 import torch
 
 from effattn_lab._validate import check_positive_int
-from effattn_lab.sparse.cache import DecodeCache, decode_scores, gather_attention, shared_by_group
+from effattn_lab.sparse.cache import (
+    DecodeCache,
+    decode_scores,
+    gather_attention,
+    shared_by_group,
+    sparse_decode,
+)
 
 
 def page_bounds(k: torch.Tensor, page_size: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
@@ -113,12 +119,8 @@ class QuestCache(DecodeCache):
         if self.share:
             scores = shared_by_group(scores, self.k.shape[1])
         pages = select_pages(scores, count)
-        index = (pages[..., None] * self.page_size + torch.arange(self.page_size, device=q.device)).flatten(2)
-        valid = index < self.kept
-        self.read = valid.sum(dim=-1).double().mean().item()
-        return gather_attention(
-            q, self.k, self.v, index.clamp_max(self.kept - 1), valid=valid, scale=self.scale
-        )
+        self.read = float(pages.shape[-1] * self.page_size - (-self.kept % self.page_size))
+        return sparse_decode(q, self.k, self.v, pages, page_size=self.page_size, scale=self.scale)
 
 
 class OracleCache(DecodeCache):

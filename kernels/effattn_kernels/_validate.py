@@ -120,12 +120,12 @@ def _check_scale(scale: float | None) -> None:
         raise ValueError(f"scale: expected a finite number or None, got {scale!r}")
 
 
-def _check_device(q: torch.Tensor, mode: str) -> None:
+def _check_device(q: torch.Tensor, mode: str, name: str = "q") -> None:
     """Compiled kernels need a GPU, and one that knows the dtype."""
     if mode == "compiled":
         if q.device.type != "cuda":
             raise ValueError(
-                f"q: expected a tensor on the GPU (kernels are compiled here), got device {q.device}; "
+                f"{name}: expected a tensor on the GPU (kernels are compiled here), got device {q.device}; "
                 "move it with .cuda(), or set TRITON_INTERPRET=1 before Python starts to run on the CPU"
             )
         if (
@@ -133,4 +133,6 @@ def _check_device(q: torch.Tensor, mode: str) -> None:
             and torch.version.hip is None
             and torch.cuda.get_device_capability(q.device) < (8, 0)
         ):
-            raise ValueError("q: expected float16 or float32 (this GPU has no bfloat16), got torch.bfloat16")
+            raise ValueError(
+                f"{name}: expected float16 or float32 (this GPU has no bfloat16), got torch.bfloat16"
+            )
