@@ -48,7 +48,7 @@ def _chain_text(
 ) -> tuple[str, str, str, list[str]]:
     size = hops + 1
     names = letters(rng, chains * size, 5, string.ascii_uppercase)
-    values = [str(10_000 + x) for x in distinct(rng, 1, 0, 90_000, chains)[0].tolist()]
+    values = [str(x) for x in (10_000 + rng.choice(90_000, chains, replace=False)).tolist()]
     lines = [NOISE[i % len(NOISE)] for i in range(filler)]
     placed = []
     for c in range(chains):

@@ -89,8 +89,9 @@ def build(task: str, filler: int, rng: np.random.Generator, reserve: int) -> Sam
     many = made.queries * made.values > 1
     what = f"secret {made.value}s" if many else f"secret {made.value}"
     keys = _listed([f'"{name}"' for name in asked])
+    whose = "a name" if made.queries == 1 else "some names"
     first = (
-        f"Somewhere in the text below {'are' if many else 'is'} the {what} of {'a name' if made.queries == 1 else 'some names'}. "
+        f"Somewhere in the text below {'are' if many else 'is'} the {what} of {whose}. "
         f"Keep {'them' if many else 'it'} in mind, a question follows the text.\n\n"
     )
     verb = "are" if many else "is"

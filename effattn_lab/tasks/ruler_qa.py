@@ -33,18 +33,16 @@ class Question(NamedTuple):
 
 @lru_cache
 def gaps() -> tuple[Question, ...]:
-    """Sentences with one quoted term, each in one paragraph only; the term occurs there once."""
+    """Sentences with one quoted term, each in one paragraph only; the question doesn't hold the term."""
     pool, found = paragraphs(), {}
     for paragraph in pool:
         for sentence in re.split(r"(?<=[.?!])\s+(?=[A-Z])", paragraph):
             terms = re.findall(r'"([^"\s]{3,24})"', sentence)
             if len(terms) != 1 or not 10 <= len(sentence.split()) <= 40 or sentence.count(terms[0]) != 1:
                 continue
-            asked = sentence.replace(terms[0], GAP)
-            if sum(sentence in p for p in pool) == 1:
-                found[asked] = Question(
-                    f"Which term is missing in this sentence: {asked}", terms[0], (paragraph,)
-                )
+            asked = f"Which term is missing in this sentence: {sentence.replace(terms[0], GAP)}"
+            if terms[0].lower() not in asked.lower() and sum(sentence in p for p in pool) == 1:
+                found[asked] = Question(asked, terms[0], (paragraph,))
     return tuple(found.values())
 
 
@@ -58,7 +56,8 @@ def bases() -> tuple[Question, ...]:
         base = notes.get(note.base)
         if base is not None and _worth_asking(base.base) and said.count(note.says) == 1:
             text = f"A class is documented by: {note.says} From which class does its base class derive?"
-            found.append(Question(text, base.base, (note.text(), base.text())))
+            if base.base.lower() not in text.lower():
+                found.append(Question(text, base.base, (note.text(), base.text())))
     return tuple(found)
 
 
