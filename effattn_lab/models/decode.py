@@ -52,7 +52,7 @@ class Prompt:
         return self.layers[0][0].shape[2]
 
     def first(self, n: int) -> Prompt:
-        """The first n tokens of it: what comes later changes nothing before. Its logits are those there are of them."""
+        """Its first n tokens: what comes later changed nothing of them. Logits are kept if all were."""
         check_positive_int("n", n)
         if n > self.length:
             raise ValueError(f"n: expected at most the {self.length} tokens of the prompt, got {n}")
