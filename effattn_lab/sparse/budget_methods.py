@@ -19,14 +19,15 @@ from effattn_lab.sparse.streaming import StreamingCache
 
 #: Where a normal variable of spread 1 is cut into four for least squared error (Max 1960): at 0 and plus-minus this.
 FOUR_LEVELS = 0.9816
+#: Channels counted as strongest in :class:`KeyStatistics`.
+TOP = 4
 
 
 class Method(NamedTuple):
-    """A label; ``make(model, thresholds)`` gives what a decoder calls for a cache; whether it drops tokens."""
+    """A label, and ``make(model, thresholds)``, which gives what a decoder calls for a cache."""
 
     label: str
     make: Callable[[Any, Sequence[float]], Make]
-    evicts: bool = False
 
 
 METHODS: dict[str, Method] = {
@@ -38,9 +39,9 @@ METHODS: dict[str, Method] = {
         lambda model, thresholds: lambda: AdamasCache(thresholds=thresholds, transform=False),
     ),
     "quest": Method("Quest, pages of 16", lambda model, thresholds: QuestCache),
-    "snapkv": Method("SnapKV", lambda model, thresholds: SnapKVCache, True),
-    "h2o": Method("H2O", lambda model, thresholds: H2OCache, True),
-    "streaming": Method("StreamingLLM", lambda model, thresholds: _streaming(model), True),
+    "snapkv": Method("SnapKV", lambda model, thresholds: SnapKVCache),
+    "h2o": Method("H2O", lambda model, thresholds: H2OCache),
+    "streaming": Method("StreamingLLM", lambda model, thresholds: _streaming(model)),
 }
 
 
@@ -55,10 +56,11 @@ class KeyStatistics:
 
     Attributes:
         spread: root mean square of a key's coordinates; the transform doesn't change it.
-        top: share of a head's energy in its 4 strongest channels of D, keys as they are.
-        top_transformed: the same after the Hadamard transform. With equal channels both were 4 / D.
+        top: share of a head's energy in its :data:`TOP` strongest channels of D, keys as they are.
+        top_transformed: the same after the Hadamard transform.
         constant: share of the energy that is the head's mean key, the same for all tokens.
         norms: standard deviation of the keys' lengths over their mean; distances can rank only if this is small.
+        equal: what ``top`` would be if all channels were equal, ``TOP / D``.
     """
 
     spread: tuple[float, ...]
@@ -66,6 +68,7 @@ class KeyStatistics:
     top_transformed: tuple[float, ...]
     constant: tuple[float, ...]
     norms: tuple[float, ...]
+    equal: float
 
     def thresholds(self) -> tuple[float, float, float]:
         """For all layers alike, as in the released code: 0 and the edges of a four-level code of this spread."""
@@ -88,12 +91,12 @@ def key_statistics(prompt: Prompt) -> KeyStatistics:
                 (norm.std(dim=-1, correction=0) / norm.mean(dim=-1)).mean().item(),
             )
         )
-    return KeyStatistics(*(tuple(column) for column in zip(*rows)))
+    return KeyStatistics(*(tuple(column) for column in zip(*rows)), equal=TOP / prompt.layers[0][1].shape[3])
 
 
-def _top_share(k: torch.Tensor, channels: int = 4) -> float:
+def _top_share(k: torch.Tensor) -> float:
     energy = k.square().sum(dim=1)  # [Hkv, D]
-    return (energy.topk(channels, dim=-1).values.sum(-1) / energy.sum(-1)).mean().item()
+    return (energy.topk(TOP, dim=-1).values.sum(-1) / energy.sum(-1)).mean().item()
 
 
 def chosen(cache: DecodeCache, q: torch.Tensor, budget: int) -> tuple[torch.Tensor, torch.Tensor | None]:
