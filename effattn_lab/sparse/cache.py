@@ -158,9 +158,8 @@ def captured_mass(
 def decode_scores(q: torch.Tensor, k: torch.Tensor, *, scale: float | None = None) -> torch.Tensor:
     """Scaled scores of one query ``[B, Hq, 1, D]`` against all keys: ``[B, Hq, N]`` in at least float32."""
     dtype = torch.promote_types(q.dtype, torch.float32)
-    grouped = q.to(dtype).unflatten(1, (k.shape[1], -1))[
-        :, :, :, 0
-    ]  # [B, Hkv, G, D]: no key is copied for its group
+    # [B, Hkv, G, D]: a group's queries meet its keys together, no key is copied for them.
+    grouped = q.to(dtype).unflatten(1, (k.shape[1], -1))[:, :, :, 0]
     return resolve_scale(scale, q.shape[3]) * (grouped @ k.to(dtype).transpose(-1, -2)).flatten(1, 2)
 
 
