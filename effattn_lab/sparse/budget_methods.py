@@ -91,7 +91,9 @@ def key_statistics(prompt: Prompt) -> KeyStatistics:
                 (norm.std(dim=-1, correction=0) / norm.mean(dim=-1)).mean().item(),
             )
         )
-    return KeyStatistics(*(tuple(column) for column in zip(*rows)), equal=TOP / prompt.layers[0][1].shape[3])
+    spread, top, transformed, constant, norms = (tuple(column) for column in zip(*rows))
+    equal = TOP / prompt.layers[0][1].shape[3]
+    return KeyStatistics(spread, top, transformed, constant, norms, equal)
 
 
 def _top_share(k: torch.Tensor) -> float:

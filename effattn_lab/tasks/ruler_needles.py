@@ -81,8 +81,8 @@ def build(task: str, filler: int, rng: np.random.Generator, reserve: int) -> Sam
         lines = [NOISE[i % len(NOISE)] for i in range(filler)]
         text = "\n".join(_insert(lines, needles, np.sort(rng.integers(0, filler + 1, len(needles)))))
     else:
-        prose, begin = sentences(), int(rng.integers(0, len(sentences())))
-        lines = [prose[(begin + i) % len(prose)] for i in range(filler)]
+        prose, at = sentences(), int(rng.integers(0, len(sentences())))
+        lines = [prose[(at + i) % len(prose)] for i in range(filler)]
         depths = np.sort(rng.choice(DEPTHS, len(needles), replace=False))
         order = [needles[i] for i in rng.permutation(len(needles))]
         text = " ".join(_insert(lines, order, [int(filler * depth / 100) for depth in depths]))

@@ -50,7 +50,7 @@ _MODULES = tuple(_DESCRIBED.split())
 @lru_cache
 def paragraphs() -> tuple[str, ...]:
     """Prose paragraphs of Python's reference, in its order, each once; lists, tables and code are left out."""
-    found = {}
+    found: dict[str, None] = {}
     for block in topics().split("\n\n"):
         text = re.sub(r"\s+", " ", block).strip()
         prose = len(text.split()) >= 8 and text[0].isupper() and text[-1] == "."
