@@ -35,15 +35,13 @@ def perplexity_against_budget(record: dict[str, Any]) -> Figure:
     table = perplexities(record)
     full = next(row for row in table if row["method"] == "full")
     fig, axes = plt.subplots(figsize=(WIDTH, 4.6), layout="constrained")
-    axes.axhline(full["perplexity"], color=COLORS["muted"], linestyle=(0, (4, 2)), linewidth=1.4, zorder=1)
-    axes.annotate(
-        f"full attention, {full['read']:,.0f} tokens: {full['perplexity']:.2f}",
-        (0.99, full["perplexity"]),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, -14),
-        textcoords="offset points",
-        ha="right",
+    axes.axhline(
+        full["perplexity"],
         color=COLORS["muted"],
+        linestyle=(0, (4, 2)),
+        linewidth=1.4,
+        zorder=1,
+        label=f"full attention, {full['read']:,.0f} tokens",
     )
     for name, (color, dash, marker) in LOOKS.items():
         rows = sorted((r for r in table if r["method"] == name), key=lambda r: r["budget"])
@@ -55,10 +53,13 @@ def perplexity_against_budget(record: dict[str, Any]) -> Figure:
             color=color,
             label=METHODS[name].label,
         )
-    _budgets(axes, sorted({r["budget"] for r in table if r["budget"]}))
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
-    axes.yaxis.set_minor_formatter(lambda y, _: f"{y:g}" if y in (2, 3, 4, 6, 7, 8, 20, 30, 50) else "")
+    _budgets(axes, sorted({r["budget"] for r in table if r["budget"]}))
+    low, high = min(r["perplexity"] for r in table), max(r["perplexity"] for r in table)
+    ticks = [
+        t for t in (2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 18, 20, 25, 30, 40, 60) if low < t < 1.1 * high
+    ]
+    axes.set_yticks(ticks, labels=[str(t) for t in ticks])
     axes.set(xlabel="tokens read by a head in a step", ylabel="perplexity (lower is better)")
     axes.margins(y=0.12)
     fig.legend(loc="outside lower center", ncols=3)
