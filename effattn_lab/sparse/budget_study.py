@@ -117,7 +117,7 @@ class Study:
         text = f'{json.dumps(head, indent=1)[:-2]},\n "rows": [\n  {rows}\n ]\n}}\n'
         write_atomic(self.path, text.encode())
         shown = {k: v for k, v in row.items() if k not in ("mass", "oracle", "recall")}
-        print(" ".join(f"{k}={v}" for k, v in shown.items()), flush=True)
+        print(" ".join(f"{k}={v!r}" for k, v in shown.items()), flush=True)
 
     def decoder(self, method: str, budget: int | None) -> Decoder:
         return Decoder(self.lm.model, self.makers[method], budget, dense_layers=self.recipe.dense_layers)
