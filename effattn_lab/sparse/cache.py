@@ -15,7 +15,6 @@ from abc import ABC, abstractmethod
 import torch
 
 from effattn_lab._validate import check_positive_int, check_qkv, resolve_scale
-from effattn_lab.foundations.attention import repeat_kv
 
 
 class DecodeCache(ABC):
@@ -96,9 +95,10 @@ class FullCache(DecodeCache):
     """All keys, whatever the budget: what the others are measured against."""
 
     def _attend(self, q: torch.Tensor, budget: int) -> torch.Tensor:
-        everything = torch.arange(self.kept, device=q.device).expand(*q.shape[:2], -1)
         self.read = float(self.kept)
-        return gather_attention(q, self.k, self.v, everything, scale=self.scale)
+        p = torch.softmax(decode_scores(q, self.k, scale=self.scale), dim=-1)
+        out = p.unflatten(1, (self.k.shape[1], -1)) @ self.v.to(p.dtype)  # [B, Hkv, G, D]
+        return out.flatten(1, 2)[:, :, None].to(q.dtype)
 
 
 def gather_attention(
@@ -124,10 +124,13 @@ def gather_attention(
     """
     scale = resolve_scale(scale, q.shape[3])
     dtype = torch.promote_types(q.dtype, torch.float32)
-    groups = q.shape[1] // k.shape[1]
-    at = index[..., None].expand(-1, -1, -1, q.shape[3])
-    keys = torch.gather(repeat_kv(k, groups), 2, at).to(dtype)
-    values = torch.gather(repeat_kv(v, groups), 2, at).to(dtype)
+    # Whole rows of the flat cache: the only keys touched are those that are read.
+    head = torch.arange(q.shape[1], device=q.device) // (q.shape[1] // k.shape[1])
+    begin = (torch.arange(q.shape[0], device=q.device)[:, None] * k.shape[1] + head) * k.shape[2]
+    rows = (begin[..., None] + index).flatten()
+    keys, values = (
+        x.reshape(-1, x.shape[3]).index_select(0, rows).view(*index.shape, -1).to(dtype) for x in (k, v)
+    )
     s = scale * (q.to(dtype) @ keys.transpose(-1, -2))[:, :, 0]
     if valid is not None:
         s = s.masked_fill(~valid, float("-inf"))
@@ -204,8 +207,9 @@ def captured_mass(
 def decode_scores(q: torch.Tensor, k: torch.Tensor, *, scale: float | None = None) -> torch.Tensor:
     """Scaled scores of one query ``[B, Hq, 1, D]`` against all keys: ``[B, Hq, N]`` in at least float32."""
     dtype = torch.promote_types(q.dtype, torch.float32)
-    keys = repeat_kv(k, q.shape[1] // k.shape[1]).to(dtype)
-    return resolve_scale(scale, q.shape[3]) * (q.to(dtype) @ keys.transpose(-1, -2))[:, :, 0]
+    # [B, Hkv, G, D]: a group's queries meet its keys together, no key is copied for them.
+    grouped = q.to(dtype).unflatten(1, (k.shape[1], -1))[:, :, :, 0]
+    return resolve_scale(scale, q.shape[3]) * (grouped @ k.to(dtype).transpose(-1, -2)).flatten(1, 2)
 
 
 def shared_by_group(score: torch.Tensor, num_kv_heads: int) -> torch.Tensor:

@@ -1,0 +1,102 @@
+"""Tables from the recorded runs of :mod:`effattn_lab.sparse.budget_study`, for chapters, labs and pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+RECORD = Path(__file__).with_name("budget_study.json")
+
+
+def recorded() -> dict[str, Any]:
+    """The runs that the book shows, kept beside this module."""
+    found: dict[str, Any] = json.loads(RECORD.read_text(encoding="utf-8"))
+    return found
+
+
+def _groups(
+    record: dict[str, Any], kind: str, of: Sequence[str], over: Sequence[str]
+) -> dict[tuple[Any, ...], dict[tuple[Any, ...], dict[str, Any]]]:
+    """Rows of a kind by the values of ``of``, each by those of ``over``: only such as every group has."""
+    found: dict[tuple[Any, ...], dict[tuple[Any, ...], dict[str, Any]]] = {}
+    for row in record["rows"]:
+        if row["kind"] == kind:
+            found.setdefault(tuple(row[k] for k in of), {})[tuple(row[k] for k in over)] = row
+    if not found:
+        raise ValueError(f"record: expected rows of kind {kind!r}, got none")
+    shared = set.intersection(*(set(rows) for rows in found.values()))
+    return {key: {k: rows[k] for k in rows if k in shared} for key, rows in found.items()}
+
+
+def perplexities(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """For each method and budget, over the texts that all have run on.
+
+    Returns:
+        ``method``, ``budget``, ``perplexity`` (``exp`` of the mean loss), ``worse`` (over full attention's, minus
+        1), ``read`` (tokens a head and step), ``by_text``, ``tokens`` judged.
+    """
+    table = []
+    for (method, budget), rows in _groups(record, "loss", ("method", "budget"), ("text",)).items():
+        nats = {text: row["nats"] for (text,), row in rows.items()}
+        table.append(
+            {
+                "method": method,
+                "budget": budget,
+                "perplexity": math.exp(sum(nats.values()) / len(nats)),
+                "read": sum(row["read"] for row in rows.values()) / len(rows),
+                "by_text": {text: math.exp(x) for text, x in nats.items()},
+                "tokens": sum(row["tokens"] for row in rows.values()),
+            }
+        )
+    full = next(row["perplexity"] for row in table if row["method"] == "full")
+    return [{**row, "worse": row["perplexity"] / full - 1} for row in table]
+
+
+def needles(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """For each method, budget and way of asking: ``score`` in percent, ``samples``, ``by_task`` in percent."""
+    table = []
+    for late in (True, False):
+        asked = {"rows": [r for r in record["rows"] if r["kind"] == "needle" and r["late"] == late]}
+        if not asked["rows"]:
+            continue
+        for (method, budget), rows in _groups(
+            asked, "needle", ("method", "budget"), ("task", "seed")
+        ).items():
+            by_task: dict[str, list[float]] = {}
+            for (task, _), row in rows.items():
+                by_task.setdefault(task, []).append(100 * row["score"])
+            scores = [x for values in by_task.values() for x in values]
+            table.append(
+                {
+                    "method": method,
+                    "budget": budget,
+                    "late": late,
+                    "score": sum(scores) / len(scores),
+                    "samples": len(scores),
+                    "by_task": {task: sum(values) / len(values) for task, values in by_task.items()},
+                }
+            )
+    return table
+
+
+def masses(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """For each method and budget, means over texts: ``mass``, ``recall`` ``[layers][heads]``, ``read``."""
+    table = []
+    for (method, budget), rows in _groups(record, "mass", ("method", "budget"), ("text",)).items():
+        found = {k: np.mean([row[k] for row in rows.values()], axis=0) for k in ("mass", "recall", "read")}
+        table.append({"method": method, "budget": budget, **{k: v.tolist() for k, v in found.items()}})
+    return table
+
+
+def solved(record: dict[str, Any]) -> dict[str, tuple[float, int]]:
+    """RULER with full attention: score in percent and samples of each task."""
+    scores: dict[str, list[float]] = {}
+    for row in record["rows"]:
+        if row["kind"] == "tasks":
+            scores.setdefault(row["task"], []).append(100 * row["score"])
+    return {task: (sum(x) / len(x), len(x)) for task, x in scores.items()}

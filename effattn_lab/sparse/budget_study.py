@@ -1,0 +1,321 @@
+"""What a budget of keys costs a real model: SmolLM2-135M decodes with each method, and is judged.
+
+``python -m effattn_lab.sparse.budget_study --out FILE`` runs what FILE lacks and keeps each run in it as it ends.
+``--part`` chooses one of:
+
+* ``loss``: perplexity of the tokens after a prompt, on real text, against the budget;
+* ``mass``: share of the softmax that a choice holds, and recall of the best keys, for each layer and head;
+* ``needle``: a fact in a long text. *Late*, the text is read first and the question arrives token by token, when
+  methods that drop tokens have dropped them; early, the question is part of the prompt;
+* ``tasks``: RULER's thirteen tasks with full attention: what this model can do at all.
+
+The prompt is read with full attention by all methods, and the first layers read everything, as Quest and Adamas do
+it: the same for each method.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from effattn_lab._atomic import write_atomic
+from effattn_lab._command import bad_values, file_to_write, positive
+from effattn_lab.models.decode import Decoder, Prompt, read_prompt, steps_together
+from effattn_lab.models.smollm2 import SmolLM2
+from effattn_lab.sparse.budget_methods import METHODS, judge, key_statistics
+from effattn_lab.tasks import ruler
+from effattn_lab.tasks.text import stdlib_source, topics
+
+PARTS = ("check", "loss", "mass", "needle", "tasks")
+#: Texts: source and first token. Thresholds are set on another place of the first.
+TEXTS = {
+    "docs": ("topics", 2_000),
+    "code": ("argparse", 4_000),
+    "docs_2": ("topics", 40_000),
+    "code_2": ("tarfile", 4_000),
+}
+CALIBRATION = ("topics", 80_000, 512)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything a row depends on besides the code.
+
+    Attributes:
+        prompt, tokens: of ``loss``: read at once, and then one by one through the caches.
+        budgets: tokens a query head may read in a layer.
+        dense_layers: first layers that read everything.
+        mass_budgets, mass_tokens, mass_every: of ``mass``: see :func:`effattn_lab.sparse.budget_methods.judge`.
+        needles, needle_length, needle_budgets: of ``needle``.
+        early: methods that are also asked with the question in the prompt.
+        task_length: of ``tasks``.
+        answer_slack: an answer may be so many tokens longer than the references.
+    """
+
+    prompt: int = 1024
+    tokens: int = 128
+    budgets: tuple[int, ...] = (64, 128, 256, 512)
+    dense_layers: int = 2
+    mass_budgets: tuple[int, ...] = (64, 256)
+    mass_tokens: int = 64
+    mass_every: int = 8
+    needles: tuple[str, ...] = ("niah_single_1", "niah_single_2")
+    needle_length: int = 1024
+    needle_budgets: tuple[int, ...] = (64, 128, 256)
+    early: tuple[str, ...] = ("snapkv", "h2o")
+    task_length: int = 1024
+    answer_slack: int = 8
+
+
+class Study:
+    """The runs, the record they are kept in, and the model they share."""
+
+    def __init__(self, path: Path, recipe: Recipe, lm: SmolLM2) -> None:
+        self.path, self.recipe, self.lm = path, recipe, lm
+        self.record: dict[str, Any] = {"recipe": json.loads(json.dumps(asdict(recipe))), "rows": []}
+        if path.is_file():
+            kept = _read(path)
+            if kept["recipe"] != self.record["recipe"]:
+                raise ValueError(f"--out: {path} holds runs of another recipe; give another file")
+            self.record = kept
+        self.record["versions"] = versions()
+        if "keys" not in self.record:
+            source, begin, count = CALIBRATION
+            statistics = key_statistics(read_prompt(lm.model, self.ids(source, begin, count)))
+            self.record["keys"] = {
+                k: v if isinstance(v, float) else [round(x, 4) for x in v]
+                for k, v in asdict(statistics).items()
+            }
+            self.record["thresholds"] = [round(x, 3) for x in statistics.thresholds()]
+        self.makers = {
+            name: method.make(lm.model, tuple(self.record["thresholds"])) for name, method in METHODS.items()
+        }
+
+    def ids(self, source: str, begin: int, count: int) -> torch.Tensor:
+        """``[1, count]`` tokens of a text from a place."""
+        text = topics() if source == "topics" else stdlib_source(source)
+        return self.lm.ids(text)[:, begin : begin + count]
+
+    def has(self, **wanted: Any) -> bool:
+        return any(all(r.get(k) == v for k, v in wanted.items()) for r in self.record["rows"])
+
+    def add(self, **row: Any) -> None:
+        """Keep a row, in the file too."""
+        self.record["rows"].append(row)
+        rows = ",\n  ".join(json.dumps(r) for r in self.record["rows"])
+        head = {k: v for k, v in self.record.items() if k != "rows"}
+        text = f'{json.dumps(head, indent=1)[:-2]},\n "rows": [\n  {rows}\n ]\n}}\n'
+        write_atomic(self.path, text.encode())
+        shown = {k: v for k, v in row.items() if k not in ("mass", "oracle", "recall")}
+        print(" ".join(f"{k}={v!r}" for k, v in shown.items()), flush=True)
+
+    def decoder(self, method: str, budget: int | None) -> Decoder:
+        return Decoder(self.lm.model, self.makers[method], budget, dense_layers=self.recipe.dense_layers)
+
+    def wanted(self, budgets: Sequence[int]) -> Iterator[tuple[str, list[int | None]]]:
+        """Methods and their budgets; full attention has none."""
+        for name in METHODS:
+            yield name, [None] if name == "full" else list(budgets)
+
+    def losses(self, kind: str, text: str, prompt: int, tokens: int, budgets: Sequence[int]) -> None:
+        """Loss of ``tokens`` tokens after a prompt, a row for each method and budget."""
+        source, begin = TEXTS[text]
+        ids = self.ids(source, begin, prompt + tokens + 1)
+        read: Prompt | None = None
+        for method, own in self.wanted(budgets):
+            key = {"kind": kind, "text": text, "method": method}
+            todo = [b for b in own if not self.has(**key, budget=b)]
+            if not todo:
+                continue
+            read = read or read_prompt(self.lm.model, ids[:, :prompt])
+            begun = self.decoder(method, None)
+            begun.start(read)
+            for budget in todo:
+                since, decoder = time.process_time(), begun.fork(budget)
+                logits = decoder.steps(ids[:, prompt:-1])
+                each = F.cross_entropy(logits.float(), ids[0, prompt + 1 :], reduction="none")
+                self.add(
+                    **key,
+                    budget=budget,
+                    nats=round(each.mean().item(), 5),
+                    tokens=tokens,
+                    read=round(decoder.read(), 2),
+                    seconds=round(time.process_time() - since, 1),
+                )
+
+    def masses(self, text: str) -> None:
+        """Mass and recall of each method's choice, a row for each budget."""
+        recipe, (source, begin) = self.recipe, TEXTS[text]
+        read: Prompt | None = None
+        for method, own in self.wanted(recipe.mass_budgets):
+            for budget in own:
+                key = {"kind": "mass", "text": text, "method": method, "budget": budget}
+                if budget is None or self.has(**key):
+                    continue
+                if read is None:
+                    ids = self.ids(source, begin, recipe.prompt + recipe.mass_tokens)
+                    read = read_prompt(self.lm.model, ids)
+                found = judge(self.makers[method], read, recipe.prompt, budget, recipe.mass_every)
+                if method != "oracle":
+                    del found["oracle"]  # the same for all: kept once
+                self.add(**key, **found)
+
+    def needle(self, task: str, seed: int) -> None:
+        """One sample, all methods and budgets at once, question late and early."""
+        recipe = self.recipe
+        key = {"kind": "needle", "task": task, "seed": seed}
+        todo = [
+            (late, method, budget)
+            for late in (True, False)
+            for method, own in self.wanted(recipe.needle_budgets)
+            for budget in own
+            if (late or method in recipe.early)
+            and not self.has(**key, late=late, method=method, budget=budget)
+        ]
+        if not todo:
+            return
+        sample = self.sample(task, recipe.needle_length, seed)
+        context, question = self.lm.ids(sample.context), self.lm.ids(sample.question)
+        whole = read_prompt(self.lm.model, torch.cat([context, question], dim=1))
+        for late in (True, False):
+            asked = [(method, budget) for when, method, budget in todo if when == late]
+            if not asked:
+                continue
+            read = whole.first(context.shape[1]) if late else whole
+            begun = {method: self.decoder(method, None) for method, _ in asked}
+            for decoder in begun.values():
+                decoder.start(read)
+            decoders = [begun[method].fork(budget) for method, budget in asked]
+            if late:
+                logits = steps_together(decoders, question.expand(len(decoders), -1))[:, -1]
+            else:
+                logits = whole.logits[-1:].expand(len(decoders), -1)
+            for (method, budget), output in zip(asked, self.answers(decoders, logits, sample)):
+                self.add(**key, late=late, method=method, budget=budget, tokens=sample.tokens,
+                         score=sample.score(output), output=output, wanted=list(sample.references))  # fmt: skip
+
+    def task(self, task: str, seed: int) -> None:
+        """One sample of a task with full attention."""
+        key = {"kind": "tasks", "task": task, "seed": seed}
+        if self.has(**key):
+            return
+        sample = self.sample(task, self.recipe.task_length, seed)
+        ids = torch.cat([self.lm.ids(sample.context), self.lm.ids(sample.question)], dim=1)
+        read, decoder = read_prompt(self.lm.model, ids), self.decoder("full", None)
+        decoder.start(read)
+        output = self.answers([decoder], read.logits[-1:], sample)[0]
+        self.add(**key, tokens=sample.tokens, score=round(sample.score(output), 4), output=output,
+                 wanted=list(sample.references))  # fmt: skip
+
+    def sample(self, task: str, length: int, seed: int) -> ruler.Sample:
+        return ruler.make(task, length, self.count, seed=seed)
+
+    def count(self, text: str) -> int:
+        return int(self.lm.ids(text).shape[1])
+
+    def answers(self, decoders: Sequence[Decoder], logits: torch.Tensor, sample: ruler.Sample) -> list[str]:
+        """Greedy answers of decoders that have read the question, from the logits ``[n, vocabulary]`` after it.
+
+        An answer ends with the end of text, at its limit, or once it has all that is wanted: scores look for what
+        appears, so more text could change nothing.
+        """
+        most = min(sample.reserve, self.recipe.answer_slack + self.count(" ".join(sample.references)))
+        made: list[list[int]] = [[] for _ in decoders]
+        live = list(range(len(decoders)))
+        for place in range(most):
+            after = []
+            for i, token in zip(live, logits.argmax(-1).tolist()):
+                if token == self.lm.model.config.eos_token_id:
+                    continue
+                made[i].append(token)
+                if sample.score(self.lm.tokenizer.decode(made[i])) < 1:
+                    after.append(i)
+            live = after
+            if not live or place == most - 1:
+                break
+            new = torch.tensor([[made[i][-1]] for i in live])
+            logits = steps_together([decoders[i] for i in live], new)[:, -1]
+        return [self.lm.tokenizer.decode(tokens) for tokens in made]
+
+    def run(self, parts: Sequence[str], texts: int, samples: int) -> None:
+        """What is asked for and not there yet, in an order that gives a whole picture early."""
+        recipe = self.recipe
+        if "check" in parts:
+            self.losses("check", "docs", 96, 8, (48,))
+        for text in list(TEXTS)[:texts]:
+            if "loss" in parts:
+                self.losses("loss", text, recipe.prompt, recipe.tokens, recipe.budgets)
+            if "mass" in parts and text in ("docs", "code"):
+                self.masses(text)
+        for seed in range(samples):
+            for task in recipe.needles if "needle" in parts else ():
+                self.needle(task, seed)
+            for task in ruler.TASKS if "tasks" in parts else ():
+                self.task(task, seed)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"--out: expected a record of this study in {path}, got no JSON: {error}") from None
+    if not isinstance(found, dict) or not {"recipe", "rows"} <= found.keys():
+        raise ValueError(
+            f"--out: expected a record of this study in {path}, got other JSON; give another file"
+        )
+    return found
+
+
+def versions() -> dict[str, str]:
+    """What the numbers depend on besides the recipe."""
+    import transformers
+
+    import effattn_lab
+
+    text = topics() + "".join(stdlib_source(source) for source, _ in TEXTS.values() if source != "topics")
+    return {
+        "model": "SmolLM2-135M-Instruct, float32",
+        "effattn_lab": effattn_lab.__version__,
+        "torch": torch.__version__.split("+")[0],
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "threads": str(torch.get_num_threads()),
+        "text": hashlib.sha256(text.encode()).hexdigest()[:16],
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what the record lacks."""
+    parser = argparse.ArgumentParser(prog="python -m effattn_lab.sparse.budget_study", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument(
+        "--out", type=file_to_write, required=True, metavar="FILE", help="the record, JSON; kept up to date"
+    )
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
+    parser.add_argument("--texts", type=positive, default=len(TEXTS), help="of loss; default: all")
+    parser.add_argument("--samples", type=positive, default=8, help="of each needle and task; default 8")
+    args = parser.parse_args(arguments)
+    if args.out.is_file():
+        with bad_values(parser):
+            _read(args.out)  # before the model is loaded
+    from effattn_lab.models import smollm2
+
+    torch.set_num_threads(1)
+    with bad_values(parser):
+        study = Study(args.out, Recipe(), smollm2.load())
+    study.run(args.part, args.texts, args.samples)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
