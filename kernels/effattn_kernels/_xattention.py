@@ -19,7 +19,7 @@ def _block_sparse_antidiagonal_kernel(
     q_ptr, k_ptr, out_ptr, sm_scale,
     stride_qb, stride_qh, stride_qn, stride_qd,
     stride_kb, stride_kh, stride_kn, stride_kd,
-    num_heads, groups, seqlen, tiles, per, columns,
+    num_heads, groups, seqlen, tiles, per, columns, steps,
     HEAD_DIM: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     STRIDE: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr, SUMS: tl.constexpr,
 ):  # fmt: skip
@@ -27,7 +27,8 @@ def _block_sparse_antidiagonal_kernel(
 
     Grid: (tiles of columns, tiles of rows, batch * query heads). With SUMS the columns are laid out in groups of
     WIDTH, PARTS groups a block, so that a block of ``per`` tiles begins at a group; what is left of its last group is
-    masked. Programs whose columns all lie in the future end at once and leave their part of L unwritten.
+    masked. Programs whose columns all lie in the future end at once and leave their part of L unwritten. ``steps`` is
+    ``STRIDE ceil(HEAD_DIM / BLOCK_K)``, an argument so that no compiler unrolls the loop.
     """
     CHUNKS: tl.constexpr = (HEAD_DIM + BLOCK_K - 1) // BLOCK_K
     start_n = tl.program_id(0) * BLOCK_N
@@ -56,7 +57,7 @@ def _block_sparse_antidiagonal_kernel(
     k_ptrs = k_ptr + (cols - first)[:, None] * (STRIDE * stride_kn)
     tile_k = tl.arange(0, BLOCK_K)
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for t in range(0, STRIDE * CHUNKS):
+    for t in range(0, steps):
         a = t // CHUNKS
         offs_d = t % CHUNKS * BLOCK_K + tile_k
         back = STRIDE - 1 - a  # down the keys, up the queries

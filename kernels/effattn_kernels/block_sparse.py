@@ -8,7 +8,8 @@ versions of the same names, ``effattn_lab.sparse.block_list`` and ``effattn_lab.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -22,7 +23,8 @@ from .flash import Launch, _cdiv, _on
 __all__ = ["BlockList", "antidiagonal_scores", "block_list_attention", "launches", "xattention_scores"]
 
 
-class BlockList(NamedTuple):
+@dataclass(frozen=True)
+class BlockList:
     """Tiles to read, as ``effattn_lab.sparse.block_list.BlockList`` has them; any object with these names will do.
 
     index: int32 ``[Bl, Hl, Mq, W]``, tiles of keys; entries from ``count`` on are 0 and not read.
@@ -187,13 +189,13 @@ def _products(q, k, out, stride, scale, tile, columns, per, width, parts, sums):
     from ._xattention import _block_sparse_antidiagonal_kernel
 
     batch, num_heads, seqlen, head_dim = q.shape
-    tiles = _cdiv(seqlen, stride)
+    tiles, block_k = _cdiv(seqlen, stride), min(tile.block_k, pad_head_dim(head_dim))
     grid = (_cdiv(columns * width, tile.block_n), _cdiv(tiles, tile.block_m), batch * num_heads)
     with _on(q.device):
         _block_sparse_antidiagonal_kernel[grid](
             q, k, out, head_dim**-0.5 if scale is None else float(scale), *q.stride(), *k.stride(),
-            num_heads, num_heads // k.shape[1], seqlen, tiles, per, columns,
-            HEAD_DIM=head_dim, BLOCK_K=min(tile.block_k, pad_head_dim(head_dim)),
+            num_heads, num_heads // k.shape[1], seqlen, tiles, per, columns, stride * _cdiv(head_dim, block_k),
+            HEAD_DIM=head_dim, BLOCK_K=block_k,
             BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, STRIDE=stride, WIDTH=width, PARTS=parts, SUMS=sums,
             num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
