@@ -1,7 +1,8 @@
 """Which tiles each GPU gets for attention over a block list and for XAttention's scores: one table.
 
 Chosen with ``effattn xray block_sparse``: no spills, shared memory that one block may take, tensor cores where the
-GPU has them, and of those that pass the largest tried. No tile here was chosen by timing.
+GPU has them, and of those that pass one with the largest BLOCK_M tried, since each key loaded serves BLOCK_M queries.
+No tile here was chosen by timing.
 """
 
 from __future__ import annotations
@@ -46,7 +47,10 @@ MASS = Tile(0, 64, 4, 1)  # rows are the block's; at most 64 blocks at a time
 # BLOCK_N, BLOCK_K, warps, stages)}. A list with smaller tiles cuts fwd's to them. The scores take the head dimension
 # in steps of BLOCK_K, so their tile does not depend on it.
 #
-# T4 (sm75) and fp32 on every NVIDIA GPU multiply without tensor cores: small tiles, see `_tiles`.
+# T4 (sm75) and fp32 on every NVIDIA GPU multiply without tensor cores: small tiles, see `_tiles`. fp32 on Blackwell
+# (sm100) stays below 64 rows: Triton 3.7.1 gives dots of 64 rows and more to its tensor cores, rounded to TF32, though
+# the kernel asks for IEEE (triton-lang/triton issue 10176, mended in pull request 10180). The x-ray shows it: a kernel
+# in fp32 must have no tensor-core instruction there.
 _SCORES = (128, 128, 32, 8, 3)
 _SCORES_FP32 = (64, 64, 16, 8, 1)
 TABLE: dict[tuple[str, int], dict[int, Tiles]] = {
@@ -68,7 +72,8 @@ TABLE: dict[tuple[str, int], dict[int, Tiles]] = {
         256: _row((64, 32, 8, 2), _SCORES),
     },
     ("sm80", 4): {
-        128: _row((64, 32, 8, 2), _SCORES_FP32),
+        64: _row((64, 32, 8, 2), _SCORES_FP32),
+        128: _row((64, 16, 8, 2), _SCORES_FP32),
         256: _row((32, 16, 8, 1), _SCORES_FP32),
     },
     ("sm89", 2): {
@@ -93,13 +98,13 @@ TABLE: dict[tuple[str, int], dict[int, Tiles]] = {
     },
     ("sm100", 2): {
         64: _row((128, 64, 8, 3), _SCORES),
-        128: _row((128, 64, 8, 3), _SCORES),
+        128: _row((128, 32, 8, 3), _SCORES),
         256: _row((64, 32, 8, 2), _SCORES),
     },
     ("sm100", 4): {
-        64: _row((64, 32, 8, 2), _SCORES_FP32),
-        128: _row((32, 16, 8, 2), _SCORES_FP32),
-        256: _row((32, 16, 8, 1), _SCORES_FP32),
+        64: _row((32, 32, 8, 2), (32, 64, 16, 4, 1)),
+        128: _row((32, 16, 8, 2), (32, 64, 16, 4, 1)),
+        256: _row((32, 16, 8, 1), (32, 64, 16, 4, 1)),
     },
     ("sm120", 2): {
         64: _row((128, 64, 8, 3), _SCORES),
@@ -116,7 +121,8 @@ TABLE: dict[tuple[str, int], dict[int, Tiles]] = {
         256: _row((64, 32, 4, 1), (128, 128, 32, 4, 2)),
     },
     ("gfx942", 4): {
-        128: _row((128, 64, 4, 2), (64, 64, 32, 4, 2)),
+        64: _row((128, 64, 4, 2), (64, 64, 32, 4, 2)),
+        128: _row((128, 32, 4, 1), (64, 64, 32, 4, 2)),
         256: _row((64, 32, 4, 1), (64, 64, 32, 4, 2)),
     },
 }

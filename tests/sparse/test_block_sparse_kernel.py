@@ -15,7 +15,6 @@ import torch
 from effattn_kernels import block_sparse as kernels
 from effattn_kernels._block_sparse_tiles import TABLE, choose_tiles, cut_to_list
 from effattn_kernels.block_sparse import (
-    antidiagonal_scores,
     block_list_attention,
     launches,
     xattention_scores,
