@@ -117,7 +117,10 @@ def _block_sparse_mass_kernel(
         origin = tl.where(m_new == float("-inf"), 0.0, m_new)
         l_i = l_i * tl.exp2(m_i - origin) + tl.sum(tl.exp2(x - origin[:, None]), 1)
         m_i = m_new
-    total = tl.where(real, m_i + tl.log2(tl.where(real, l_i, 1.0)), 0.0)  # every real row sees its own tile
+    # Every real row sees its own tile. The maximum is subtracted and the sum divided by, apart: their logarithm
+    # together would be rounded at the size of the scores, and with it every weight of the row.
+    m_i = tl.where(real, m_i, 0.0)
+    share = 1.0 / tl.where(real, l_i, 1.0)
 
     out_ptr += (pair * blocks + block) * blocks
     for j in range(0, blocks, BLOCK_J):
@@ -127,5 +130,5 @@ def _block_sparse_mass_kernel(
             begins = offs_j * per + part * WIDTH
             mask = real[:, None] & (offs_j <= block)[None, :] & (begins[None, :] <= rows[:, None])
             x = tl.load(lse_ptr + at + (offs_j * PARTS + part)[None, :], mask=mask, other=float("-inf"))
-            mass += tl.sum(tl.exp2(x - total[:, None]), 0)
+            mass += tl.sum(tl.exp2(x - m_i[:, None]) * share[:, None], 0)
         tl.store(out_ptr + offs_j, mass, mask=offs_j < blocks)

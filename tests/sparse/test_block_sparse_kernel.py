@@ -2,7 +2,9 @@
 
 Without a GPU they run in Triton's interpreter (tiles of 32); on a machine with one the same tests run compiled, and
 those marked ``gpu`` add sizes that the interpreter is too slow for. The tolerance is a ratio: at most twice the error
-of a plain PyTorch run in the same dtype, both against float64.
+of a plain PyTorch run in the same dtype, both against float64. The log-sum-exp has one unit in the last place of its
+largest value on top: kernels work in base 2, which costs two more roundings, and one query's plain run may be exact
+by luck.
 """
 
 import dataclasses
@@ -92,12 +94,13 @@ def plain(q, k, v, keep, scale=None):
     return torch.softmax(scores.masked_fill(~keep & ~blind, -math.inf), -1).masked_fill(blind, 0.0) @ v
 
 
-def assert_rounding_only(name, got, other, truth):
+def assert_rounding_only(name, got, other, truth, units=0):
     """Error at most twice the plain run's, both against float64."""
     got, other = got.double(), other.double()
     assert not got.isnan().any(), f"{name}: NaN (unwritten output?)"
     error = (got - truth).nan_to_num(0.0).abs().max().item()  # -inf - -inf, where both agree
     allowed = 2 * (other - truth).nan_to_num(0.0).abs().max().item()
+    allowed += units * torch.finfo(torch.float32).eps * truth.nan_to_num(0.0, 0.0, 0.0).abs().max().item()
     assert error <= allowed, f"{name}: error {error:.2e}, allowed {allowed:.2e}"
     assert torch.equal(got.isinf(), truth.isinf()), f"{name}: infinities differ"
 
@@ -111,7 +114,7 @@ def check(x, blocks, *, scale=None):
     wide = [y.double() for y in x]
     assert_rounding_only("out", out, plain(q, k, v, keep, scale), attention(*wide, mask=keep, scale=scale))
     truth = lse(*wide[:2], mask=keep, scale=scale)
-    assert_rounding_only("lse", rows, lse(q.float(), k.float(), mask=keep, scale=scale), truth)
+    assert_rounding_only("lse", rows, lse(q.float(), k.float(), mask=keep, scale=scale), truth, 1)
     return out, rows
 
 
@@ -422,7 +425,7 @@ BAD = {
     "index": (edited("index", 3), "blocks: expected index from 0 to 2, got 0 to 3"),
     "negative": (edited("index", -1), "blocks: expected index from 0 to 2, got -1 to 2"),
     "count": (edited("count", 4), "blocks: expected count from 0 to 3, got"),
-    "tile": (edited("tile", 2), "blocks: expected tile from 0 to 1, got 0 to 2"),
+    "tile": (edited("tile", 9), r"blocks: expected tile from 0 to \d, got 0 to 9"),
 }  # fmt: skip
 
 
