@@ -47,10 +47,10 @@ MASS = Tile(0, 64, 4, 1)  # rows are the block's; at most 64 blocks at a time
 # BLOCK_N, BLOCK_K, warps, stages)}. A list with smaller tiles cuts fwd's to them. The scores take the head dimension
 # in steps of BLOCK_K, so their tile does not depend on it.
 #
-# T4 (sm75) and fp32 on every NVIDIA GPU multiply without tensor cores: small tiles, see `_tiles`. On Blackwell (sm100)
-# fp32 stays below 64 rows: Triton 3.7.1 may give dots of 64 rows and more to its tensor cores, rounded to TF32, though
-# the kernel asks for IEEE (triton-lang/triton issue 10176, mended by pull request 10180). The x-ray shows it: in fp32
-# there must be no tensor-core instruction.
+# T4 (sm75) and fp32 on every NVIDIA GPU multiply without tensor cores: small tiles, see `_tiles`. On Blackwell
+# (sm100) fp32 stays below 64 rows: Triton 3.7.1 may give dots of 64 rows and more to its tensor cores, rounded to
+# TF32, though the kernel asks for IEEE (triton-lang/triton issue 10176, mended by pull request 10180). The x-ray
+# shows it: in fp32 there must be no tensor-core instruction.
 _SCORES = (128, 128, 32, 8, 3)
 _SCORES_FP32 = (64, 64, 16, 8, 1)
 TABLE: dict[tuple[str, int], dict[int, Tiles]] = {
