@@ -476,10 +476,10 @@ def test_tile_table_is_complete(arch):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["fp16", "fp32"])
 def test_shipped_tiles_do_not_spill(dtype):
-    """Two GPUs; ``effattn xray block_sparse --gpu all`` has the others."""
+    """Three GPUs; ``effattn xray block_sparse --gpu all`` has the others. In fp32 no tensor core, that is TF32."""
     from effattn_lab.measure.xray import xray, xray_rows
 
-    for row in xray_rows("block_sparse", gpus="A100,MI300X", head_dims=(64,), dtypes=(dtype,)):
+    for row in xray_rows("block_sparse", gpus="A100,B200,MI300X", head_dims=(64,), dtypes=(dtype,)):
         what = (row["kernel"], row["gpu"])
         assert row["spill_bytes"] == 0, what
         assert row["fits"], what
@@ -487,16 +487,10 @@ def test_shipped_tiles_do_not_spill(dtype):
             dtype == "fp16" or row["gpu"] == "MI300X"
         )
         assert (row["tensor_core_instructions"] > 0) == matrices, what
-    launch = launches(64, DTYPES[dtype], "sm80", per_row=True)[0]
-    (row,) = xray(
-        launch.kernel,
-        launch.signature,
-        launch.constexprs,
-        "A100",
-        launch.tile.num_warps,
-        launch.tile.num_stages,
-    )
-    assert row.spill_bytes == 0
+    per_row = launches(64, DTYPES[dtype], "sm100", per_row=True)[0]
+    (one,) = xray(per_row.kernel, per_row.signature, per_row.constexprs, "B200", *per_row.tile[2:])
+    assert one.spill_bytes == 0
+    assert (one.tensor_core_instructions > 0) == (dtype == "fp16")
 
 
 def gpu_dtypes():
