@@ -89,14 +89,14 @@ def scores_bytes(
 ) -> int:
     """The first kernel of ``xattention_scores``: products, and one number for each row of tiles and block."""
     tiles, per = _cdiv(seqlen, stride), block_size // stride
-    width, parts, groups = _groups(seqlen, block_size, per, block_n)
+    width, _, groups = _groups(seqlen, block_size, per, block_n)
     total = 0
     for start_m in range(0, tiles, block_m):
         rows = min(block_m, tiles - start_m)
         queries = min(block_m * stride, seqlen - start_m * stride)
         for start in range(0, len(groups), block_n // width):
             here = groups[start : start + block_n // width]
-            if min(here[0][0], (start // parts) * per + per) >= start_m + block_m:
+            if here[0][0] >= start_m + block_m:
                 continue
             keys = sum(max(0, min(seqlen, end * stride) - min(seqlen, begin * stride)) for begin, end in here)
             total += itemsize * head_dim * (queries + keys) + 4 * rows * len(here)

@@ -39,7 +39,7 @@ def _block_sparse_antidiagonal_kernel(
     rows = start_m + tile_m  # [BLOCK_M], tiles of queries
     if SUMS:
         group = start_n // WIDTH
-        first = group // PARTS * per + tl.minimum(group % PARTS * WIDTH, per)  # no column is before this tile
+        first = group // PARTS * per + group % PARTS * WIDTH  # no column is before this tile
         if first >= start_m + BLOCK_M:
             return
         groups_n = (start_n + tile_n) // WIDTH

@@ -353,7 +353,11 @@ def test_its_own_list_type():
 @interpreter
 @pytest.mark.parametrize(
     "case",
-    [{}, {"dtype": "fp32", "seqlen_q": 1, "seqlen_k": 97}, {"block_size": 96, "stride": 1, "seqlen_k": 131}],
+    [
+        {},
+        {"dtype": "fp32", "seqlen_q": 1, "seqlen_k": 97},
+        {"block_size": 96, "stride": 1, "seqlen_k": 131, "num_heads": 2, "num_kv_heads": 1},
+    ],
     ids=str,
 )
 def test_traffic_is_the_formula(case):
