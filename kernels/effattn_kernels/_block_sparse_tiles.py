@@ -74,7 +74,7 @@ TABLE: dict[tuple[str, int], dict[int, Tiles]] = {
     ("sm80", 4): {
         64: _row((64, 32, 8, 2), _SCORES_FP32),
         128: _row((64, 16, 8, 2), _SCORES_FP32),
-        256: _row((32, 16, 8, 1), _SCORES_FP32),
+        256: _row((16, 16, 8, 1), _SCORES_FP32),
     },
     ("sm89", 2): {
         64: _row((128, 64, 8, 3), _SCORES),
@@ -84,7 +84,7 @@ TABLE: dict[tuple[str, int], dict[int, Tiles]] = {
     ("sm89", 4): {
         64: _row((64, 32, 8, 2), _SCORES_FP32),
         128: _row((32, 16, 8, 2), _SCORES_FP32),
-        256: _row((32, 16, 8, 1), _SCORES_FP32),
+        256: _row((16, 16, 8, 1), _SCORES_FP32),
     },
     ("sm90", 2): {
         64: _row((128, 64, 8, 3), _SCORES),
@@ -94,7 +94,7 @@ TABLE: dict[tuple[str, int], dict[int, Tiles]] = {
     ("sm90", 4): {
         64: _row((64, 32, 8, 2), _SCORES_FP32),
         128: _row((32, 16, 8, 2), _SCORES_FP32),
-        256: _row((32, 16, 8, 1), _SCORES_FP32),
+        256: _row((16, 16, 8, 1), _SCORES_FP32),
     },
     ("sm100", 2): {
         64: _row((128, 64, 8, 3), _SCORES),
@@ -104,7 +104,7 @@ TABLE: dict[tuple[str, int], dict[int, Tiles]] = {
     ("sm100", 4): {
         64: _row((32, 32, 8, 2), (32, 64, 16, 4, 1)),
         128: _row((32, 16, 8, 2), (32, 64, 16, 4, 1)),
-        256: _row((32, 16, 8, 1), (32, 64, 16, 4, 1)),
+        256: _row((16, 16, 8, 1), (32, 64, 16, 4, 1)),
     },
     ("sm120", 2): {
         64: _row((128, 64, 8, 3), _SCORES),
@@ -114,7 +114,7 @@ TABLE: dict[tuple[str, int], dict[int, Tiles]] = {
     ("sm120", 4): {
         64: _row((64, 32, 8, 2), _SCORES_FP32),
         128: _row((32, 16, 8, 2), _SCORES_FP32),
-        256: _row((32, 16, 8, 1), _SCORES_FP32),
+        256: _row((16, 16, 8, 1), _SCORES_FP32),
     },
     ("gfx942", 2): {
         128: _row((128, 64, 4, 2), (128, 128, 32, 4, 2)),
