@@ -3,10 +3,14 @@
 A tile of ``block_m`` queries keeps a list of the ``block_n``-wide tiles of keys in which it sees anything. A tile
 that it sees whole needs no mask. For any other the list names one of a few tile masks, each kept once: a static
 pattern has few, since they repeat along the sequence.
+
+Where every query chooses for itself (MoBA, NSA) a tile of queries lists what any of them chose, and one bit a query
+says which of them look there.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,6 +30,8 @@ class BlockList:
         tile: int32 ``[Bl, Hl, Mq, W]``: 0 where the whole tile is seen, else ``t + 1`` for mask ``t`` of ``tiles``.
         tiles: bool ``[T, block_m, block_n]``, True where the query may look; T at least 1.
         seqlen_q, seqlen_k: lengths that it was made for.
+        rows: bool ``[Bl, Hl, Mq, W, block_m]``, which queries of the tile look at the listed tile, on top of its
+            mask. Default None: all of them.
 
     ``Bl`` and ``Hl`` are 1 where all sequences or all query heads share a list. The last tile of queries or keys may
     stick out over the end: what lies there is hidden by the reader of the list, not by ``tiles``.
@@ -37,6 +43,7 @@ class BlockList:
     tiles: torch.Tensor
     seqlen_q: int
     seqlen_k: int
+    rows: torch.Tensor | None = None
 
     @property
     def block_m(self) -> int:
@@ -136,17 +143,67 @@ def causal_block_list(selected: torch.Tensor, seqlen: int, block_size: int) -> B
             f"selected: expected bool [B, Hq, {n}, {n}], got {selected.dtype} {tuple(selected.shape)}"
         )
     past = torch.ones(n, n, dtype=torch.bool, device=selected.device).tril()
-    chosen = selected & past
-    count = chosen.sum(dim=-1, dtype=torch.int32)
-    width = max(1, int(count.max()))
-    # A stable sort puts the chosen first and leaves their order.
-    index = torch.sort((~chosen).to(torch.uint8), dim=-1, stable=True).indices[..., :width].to(torch.int32)
-    listed = torch.arange(width, device=selected.device) < count[..., None]
-    index = index.masked_fill(~listed, 0)
+    index, count, listed = _compact(selected & past)
     row = torch.arange(n, device=selected.device)[:, None]
     tile = ((index == row) & listed).to(torch.int32)
     triangle = torch.ones(1, block_size, block_size, dtype=torch.bool, device=selected.device).tril()
     return BlockList(index, count, tile, triangle, seqlen, seqlen)
+
+
+def per_query_block_list(
+    chosen: torch.Tensor, block_size: int, *, block_m: int = 64, block_n: int = 64
+) -> BlockList:
+    """The list where every query chooses whole blocks for itself, causal inside: MoBA, NSA's fine branch.
+
+    A tile of queries lists the tiles of every block that one of its queries chose; ``rows`` says which did.
+
+    Args:
+        chosen: bool ``[B, Hq, N, ceil(N / block_size)]``; keys after the query are not read, whatever it says.
+        block_size: tokens a block, a multiple of ``block_n``.
+        block_m, block_n: queries and keys a tile. Default 64.
+    """
+    for name, value in (("block_size", block_size), ("block_m", block_m), ("block_n", block_n)):
+        check_positive_int(name, value)
+    if block_size % block_n:
+        raise ValueError(f"block_n: expected a divisor of block_size {block_size}, got {block_n}")
+    if (
+        chosen.dtype != torch.bool
+        or chosen.dim() != 4
+        or chosen.shape[3] != -(-chosen.shape[2] // block_size)
+    ):
+        raise ValueError(
+            f"chosen: expected bool [B, Hq, N, ceil(N / {block_size})], got {chosen.dtype} {tuple(chosen.shape)}"
+        )
+    n, device = chosen.shape[2], chosen.device
+    lines, columns = -(-n // block_m), -(-n // block_n)
+    asks = torch.nn.functional.pad(chosen, (0, 0, 0, lines * block_m - n)).unflatten(2, (lines, block_m))
+    asks = asks.repeat_interleave(block_size // block_n, dim=-1)[..., :columns].transpose(3, 4)
+    # How far the tile of keys begins after the tile of queries; from block_m on, no query of it has come that far.
+    ahead = (
+        torch.arange(columns, device=device) * block_n - torch.arange(lines, device=device)[:, None] * block_m
+    )
+    index, count, listed = _compact(asks.any(dim=-1) & (ahead < block_m))
+    at = index.long()
+    rows = torch.gather(asks, 3, at[..., None].expand(*at.shape, block_m)) & listed[..., None]
+    # One mask for each way in which the diagonal can cross a tile.
+    step = math.gcd(block_m, block_n)
+    crossing = torch.arange(step - block_n, block_m, step, device=device)
+    query, key = torch.arange(block_m, device=device)[:, None], torch.arange(block_n, device=device)
+    tiles = key + crossing[:, None, None] <= query
+    ahead = torch.gather(ahead.expand(*at.shape[:3], columns), 3, at)
+    tile = (ahead - (step - block_n)) // step + 1
+    tile = tile.masked_fill((ahead <= -block_n) | ~listed, 0).to(torch.int32)
+    return BlockList(index, count, tile, tiles, n, n, rows)
+
+
+def _compact(chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """bool ``[B, H, Mq, columns]`` to ``(index [B, H, Mq, W], count [B, H, Mq], listed [B, H, Mq, W])``."""
+    count = chosen.sum(dim=-1, dtype=torch.int32)
+    width = max(1, int(count.max()))
+    # A stable sort puts the chosen first and leaves their order.
+    index = torch.sort((~chosen).to(torch.uint8), dim=-1, stable=True).indices[..., :width].to(torch.int32)
+    listed = torch.arange(width, device=chosen.device) < count[..., None]
+    return index.masked_fill(~listed, 0), count, listed
 
 
 def _tiled(keep: torch.Tensor, block_m: int, block_n: int, columns: int, *, fill: bool) -> torch.Tensor:
@@ -203,6 +260,9 @@ def block_list_attention(
         listed = torch.arange(width, device=q.device) < count[:, :, m, None]
         real = at[..., None] * bn + inside < seqlen_k
         keep = keep & (listed[..., None] & real)[..., None, :]
+        if blocks.rows is not None:
+            asks = blocks.rows[:, :, m, :width, : q_m.shape[2]].to(q.device)
+            keep = keep & asks[..., None]
         s = scale * torch.einsum("bhmd,bhwnd->bhmwn", q_m, keys)
         s = s.masked_fill(~keep.transpose(2, 3), float("-inf")).flatten(3)
         lse = torch.logsumexp(s, dim=-1)
