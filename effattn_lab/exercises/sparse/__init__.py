@@ -1,1 +1,1 @@
-"""Exercises of the part on linear sequence modelling."""
+"""Exercises of the part on sparse sequence modelling."""
