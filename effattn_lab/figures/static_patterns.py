@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from effattn_lab.figures import style
-from effattn_lab.sparse import static_patterns as patterns
-from effattn_lab.sparse import static_patterns_cost as cost
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from effattn_lab.sparse.static_patterns import MaskMod
 
 
 def _show(ax: Axes, keep: torch.Tensor, title: str, causal: bool = True) -> None:
@@ -38,7 +38,9 @@ def gallery(n: int = 32) -> Figure:
     """The six patterns as masks: rows are queries, columns keys."""
     import matplotlib.pyplot as plt
 
-    shown: list[tuple[str, patterns.MaskMod]] = [
+    from effattn_lab.sparse import static_patterns as patterns
+
+    shown: list[tuple[str, MaskMod]] = [
         ("strided, l = 6", patterns.strided(6)),
         ("fixed, l = 6, c = 1", patterns.fixed(6, 1)),
         ("sinks 2, window 6", patterns.sinks_and_window(2, 6)),
@@ -49,7 +51,9 @@ def gallery(n: int = 32) -> Figure:
     with plt.rc_context({**style.rc(), "axes.grid": False}):
         fig, axes = plt.subplots(2, 3, figsize=(style.WIDTH, 4.9), layout="constrained")
         for ax, (title, mask) in zip(axes.flat, shown):
-            _show(ax, patterns.dense_mask(mask, n, n)[0], title, not title.startswith(("Longformer", "BigBird")))
+            _show(
+                ax, patterns.dense_mask(mask, n, n)[0], title, not title.startswith(("Longformer", "BigBird"))
+            )
         axes[0, 0].set_ylabel("queries ↓")
         axes[1, 0].set_ylabel("queries ↓")
         for ax in axes[1]:
@@ -60,6 +64,8 @@ def gallery(n: int = 32) -> Figure:
 def work(head_dim: int = 64) -> Figure:
     """FLOPs of one head against the length: full, root of N, linear."""
     import matplotlib.pyplot as plt
+
+    from effattn_lab.sparse import static_patterns_cost as cost
 
     lengths = [2**x for x in range(9, 18)]
     lines: list[tuple[str, list[int], str]] = [
@@ -83,6 +89,8 @@ def work(head_dim: int = 64) -> Figure:
 
 def _longnet(n: int) -> int:
     """Pairs of segments 2048, 4096, ... with rates 1, 2, ..., up to the length."""
+    from effattn_lab.sparse import static_patterns_cost as cost
+
     total, segment, rate = 0, 2048, 1
     while True:
         total += cost.dilated_pairs(n, min(segment, n), rate)
