@@ -106,7 +106,7 @@
   mask-explorer svg .partial { fill:#e69f00; fill-opacity:.35 }
   mask-explorer svg .whole { fill:#56b4e9; fill-opacity:.35 }
   mask-explorer svg .row { fill:none; stroke:#d55e00; stroke-width:1.6 }
-  mask-explorer svg .lost { fill:#d55e00 }
+  mask-explorer svg .lost { fill:none; stroke:#d55e00; stroke-width:1.2 }
   mask-explorer svg .kept { fill:#0072b2 }`;
 
   const percent = (x, y) => { const p = (100 * x) / y; return (p >= 9.95 || p === 0 ? p.toFixed(0) : p.toFixed(1)) + " %"; };
@@ -205,7 +205,7 @@
         <text x="${x0}" y="12">keys →</text><text x="4" y="${y0 + 60}" transform="rotate(-90 12 ${y0 + 60})">← queries</text>
         <path class="future" d="${box(0, 0, n, n)}"/><path class="partial" d="${partial}"/><path class="whole" d="${whole}"/><path class="seen" d="${seen}"/>
         <path class="row" d="${box(0, query, n, 1)}"/>
-        <text x="${x0}" y="340">softmax of query ${query}: blue kept, red lost</text>${bars}`;
+        <text x="${x0}" y="340">softmax of query ${query}: filled kept, hollow lost</text>${bars}`;
     }
   }
 

@@ -96,7 +96,7 @@ def test_by_keyboard_and_on_a_narrow_screen(page):
     said = page.locator(".me-say")
     assert said.get_attribute("aria-live") == "polite"
     assert "of the pairs" in said.inner_text()
-    page.get_by_label("Pattern").select_option("window")
+    page.get_by_label("Pattern", exact=True).select_option("window")
     assert "misses key 17" in said.inner_text()
     page.get_by_label("window w").focus()
     page.keyboard.press("Control+A")
@@ -109,7 +109,7 @@ def test_by_keyboard_and_on_a_narrow_screen(page):
 
 
 def test_wrong_numbers_are_named(page):
-    page.get_by_label("Pattern").select_option("fixed")
+    page.get_by_label("Pattern", exact=True).select_option("fixed")
     page.get_by_label("summary cells c").fill("9")
     assert page.locator(".me-say").inner_text() == "summary cells c: expected at most the block l."
     assert not page.locator(".me-out").is_visible()

@@ -1,4 +1,4 @@
-"""The study of sinks in SmolLM2: its shortcut is the cache, its record belongs to the code and says what the book says."""
+"""Sinks in SmolLM2: the study's shortcut is the cache, its record belongs to the code and says what the book says."""
 
 from __future__ import annotations
 
@@ -69,3 +69,21 @@ def test_bad_input_is_named(lm, ids):
         study.losses(lm.model, ids, study.Setting(16, 4, "here"))
     with pytest.raises(ValueError, match="budget: expected more than 8 and less than 31, got 40"):
         study.study(32, 40)
+
+
+def test_record_says_what_the_chapter_says():
+    record = study.recorded()
+    table, budget = study.perplexities(record), record["budget"]
+    full = table[study.Setting(None)]
+    # Without sinks the model is lost, and one is nearly all that it wants.
+    assert table[study.Setting(budget, 0, "text")] > 5 * full
+    for sinks in (1, 2, 4, 8):
+        assert table[study.Setting(budget, sinks, "cache")] < 1.5 * full
+    # Inside the trained length positions make no difference, far beyond it they do.
+    near, cache, far = (table[study.Setting(budget, 4, where)] for where in ("text", "cache", "far"))
+    assert abs(near - cache) < 0.05 * cache
+    assert far > 1.2 * cache
+    # Nearly all of the sinks' mass is token 0, and its value is short.
+    deep = record["layers"][2:]
+    assert sum(r["token_0"] for r in deep) > 0.8 * sum(r["mass"] for r in deep)
+    assert sum(r["value"] for r in deep) / len(deep) < 0.7
