@@ -16,7 +16,7 @@ def test_patterns_have_one_budget():
 
 
 def test_first_layer_of_the_record_again():
-    """Layer 0 of the record from captured queries and keys, by another way; the text may differ by Python's version."""
+    """Layer 0 of the record from captured queries and keys, by another way; the text depends on Python."""
     lm = smollm2.load()
     q, k, _ = lm.capture(topics(8 * experiment.TOKENS), layer=0, max_tokens=experiment.TOKENS)
     s = q[0] @ k[0].repeat_interleave(3, dim=0).transpose(-1, -2) / 8

@@ -4,7 +4,7 @@
 # A language model that talks for ever needs a cache of fixed size. Evict the oldest tokens and it breaks at once; keep the first
 # four and it goes on. You will see in a real model why: most of its heads give most of their weight to the very first token.
 # Then you build the cache that keeps it: which tokens stay, where they are said to stand, one whole step of decoding. Your step
-# goes into SmolLM2, with sinks and without. Last, you write the loop bounds of a kernel for the same pattern.
+# goes into SmolLM2, with sinks and without. Last, you write the loop bounds of a kernel for the same pattern, and the kernel.
 #
 # **You will be able to** explain the collapse as a missing term of a denominator; keep keys so that their positions can be
 # counted inside the cache; say what re-indexing changes and what it doesn't; and tell a stream from a memory.
@@ -13,8 +13,10 @@
 # their positions; turning by $a$ and then by $b$ is turning by $a + b$. The paper: *Efficient Streaming Language Models with
 # Attention Sinks* (Xiao et al., 2024).
 #
-# **Time:** 60 to 75 minutes; solved, the notebook runs in about a minute on two CPU cores.
-# **Hardware:** none needed. On Colab, save a copy (File → Save a copy in Drive), or what you write is gone when the tab is.
+# **Time:** 75 to 90 minutes; solved, the notebook runs in about a minute on two CPU cores.
+# **Hardware:** none needed. Without a GPU the kernel runs in Triton's interpreter (same numbers, not the same speed); with one
+# it is compiled. On Colab, choose the GPU runtime *before* you start (Runtime → Change runtime type), and save a
+# copy (File → Save a copy in Drive), or what you write is gone when the tab is.
 #
 # **How it works.** Each step has a little theory, a prediction, a blank (`...  # your code`) and a check; answers to the
 # predictions stand below. A failed check names the likely mistake. Stuck? `hint("sparse/streaming/step", 1)` nudges, `2` says
@@ -69,7 +71,10 @@ from effattn_lab.lab import start
 device = start(seed=0)
 
 # %%
+import effattn_kernels
 import torch
+import triton
+import triton.language as tl
 
 from effattn_lab.exercises import check, hint, reference, solution, take
 from effattn_lab.figures import streaming as pictures
@@ -360,7 +365,118 @@ for n in (1024, 8192, 131_072):
 # %% [markdown]
 # (Tile 0 for the sinks, and 6 to 10: the window of query 640 begins at key 385.)
 #
-# ## Step 8. What a stream costs (5 minutes)
+# ## Step 8. The kernel (15 minutes)
+#
+# One program works on one tile of queries. Where its loop begins and ends is your step 7, for one tile; which pairs it sees is
+# your step 1. The rest, a running maximum and sum, is flash attention and is given. `tl.maximum`, `tl.minimum` and `tl.cdiv` (a
+# division that rounds up) are what you need. Tiles of queries and keys are both `BLOCK` wide.
+#
+# Without a GPU this cell runs in Triton's interpreter, which allows more Python than the compiler; the check compiles your kernel
+# for an A100 as well, some seconds the first time.
+
+
+# %%
+@triton.jit
+def streaming_kernel(
+    q_ptr, k_ptr, v_ptr, out_ptr, seqlen_q, seqlen_k, groups, scale, sinks, window,
+    D: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    start = tl.program_id(0) * BLOCK
+    head = tl.program_id(1).to(tl.int64)
+    tile = tl.arange(0, BLOCK)
+    channels = tl.arange(0, D)[None, :]
+    q_ptr += head * seqlen_q * D
+    k_ptr += (head // groups) * seqlen_k * D  # a group shares its keys
+    v_ptr += (head // groups) * seqlen_k * D
+    out_ptr += head * seqlen_q * D
+    row = (start + tile)[:, None]
+    q = tl.load(q_ptr + row * D + channels, mask=row < seqlen_q, other=0.0)
+    begin = start + seqlen_k - seqlen_q  # position of the tile's first query
+    pos = (begin + tile)[:, None]  # positions of its queries, a column
+    # first, end and sink_tiles, as in step 7; end at most tl.cdiv(seqlen_k, BLOCK).
+    ### BEGIN SOLUTION
+    first = tl.maximum(begin - window + 1, 0) // BLOCK
+    end = tl.minimum((begin + BLOCK - 1) // BLOCK + 1, tl.cdiv(seqlen_k, BLOCK))
+    sink_tiles = tl.minimum(tl.cdiv(sinks, BLOCK), first)
+    ### STUB
+    #| first, end, sink_tiles = ...  # your code
+    ### END SOLUTION
+    top = tl.full([BLOCK], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK], tl.float32)
+    acc = tl.zeros([BLOCK, D], tl.float32)
+    for t in range(0, sink_tiles + end - first):
+        block = tl.where(t < sink_tiles, t, first + t - sink_tiles)
+        col = block * BLOCK + tile
+        at = col[:, None]
+        k = tl.load(k_ptr + at * D + channels, mask=at < seqlen_k, other=0.0)
+        v = tl.load(v_ptr + at * D + channels, mask=at < seqlen_k, other=0.0)
+        s = scale * tl.dot(q, tl.trans(k), input_precision="ieee")
+        j = col[None, :]  # positions of these keys, a row
+        # see [BLOCK, BLOCK]: which pairs, as in step 1.
+        ### BEGIN SOLUTION
+        see = (j <= pos) & ((j < sinks) | (pos - j < window))
+        ### STUB
+        #| see = ...  # your code
+        ### END SOLUTION
+        s = tl.where(see, s, float("-inf"))
+        new = tl.maximum(top, tl.max(s, 1))
+        origin = tl.where(new == float("-inf"), 0.0, new)
+        p = tl.exp(s - origin[:, None])
+        old = tl.exp(top - origin)
+        total = total * old + tl.sum(p, 1)
+        acc = acc * old[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
+        top = new
+    out = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    tl.store(
+        out_ptr + row * D + channels,
+        out.to(out_ptr.dtype.element_ty),
+        mask=row < seqlen_q,
+    )
+
+
+def streaming_triton(q, k, v, scale, sinks, window, block=16):
+    """Launch one program for each tile of queries and head. q [B, Hq, Nq, D]; k, v [B, Hkv, Nk, D]; out like q."""
+    # The kernel computes addresses from the shape alone.
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    batch, num_heads, seqlen_q, dim = q.shape
+    out = torch.empty_like(q)
+    streaming_kernel[(triton.cdiv(seqlen_q, block), batch * num_heads)](
+        q, k, v, out, seqlen_q, k.shape[2], num_heads // k.shape[1], scale, sinks, window,
+        D=dim, BLOCK=block,
+    )  # fmt: skip
+    return out
+
+
+# %%
+check("sparse/streaming/triton_forward", streaming_triton)
+
+# %% [markdown]
+# What does it move? One head, 256 tokens of 64 dimensions in float16, 4 sinks, a window of 32, tiles of 16. *Predict* the bytes:
+# each tile of queries reads itself, its tiles of keys and values, and writes its output.
+
+# %% tags=["nbval-check-output"]
+from effattn_lab.measure.traffic import count
+
+step8 = take("sparse/streaming/triton_forward", streaming_triton)
+if effattn_kernels.MODE == "interpreter":
+    short = [torch.randn(1, 1, 256, 64, generator=noise).half() for _ in range(3)]
+    sink_tiles, first, end = step7(torch.arange(0, 256, 16), 16, 16, 4, 32)
+    tiles = int((sink_tiles + end - first).sum())
+    for name, window, of_keys in (("window 32", 32, tiles), ("all", 256, 16 * 17 // 2)):
+        with count() as traffic:
+            step8(*short, 0.125, 4, window)
+        formula = 2 * 256 * 64 * 2 + of_keys * 2 * 16 * 64 * 2
+        print(
+            f"{name:9s}  {of_keys:3d} tiles of keys, {traffic.bytes:7d} bytes, formula {formula:7d}"
+        )
+else:
+    print(
+        "Bytes are counted in Triton's interpreter only: set INTERPRETER = True in the first code cell,"
+    )
+    print("restart, and run everything above again.")
+
+# %% [markdown]
+# ## Step 9. What a stream costs (5 minutes)
 #
 # Llama-3-8B: 32 layers, 8 KV heads of 128, 2 bytes an element.
 #
