@@ -88,7 +88,10 @@ def _compiled(rng: np.random.Generator) -> dict[str, Value]:
     return {"q": q, "k": k, "v": v, "scale": 0.125, "sinks": 4, "window": 20}
 
 
-_NO_KERNEL = "The result comes from PyTorch, not from a kernel: call streaming_kernel[grid](...) with your bounds in it."
+_NO_KERNEL = (
+    "The result comes from PyTorch, not from a kernel: call streaming_kernel[grid](...) with your bounds "
+)
+"in it."
 
 TRITON_FORWARD = Exercise(
     id="sparse/streaming/triton_forward",

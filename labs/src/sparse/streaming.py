@@ -476,7 +476,66 @@ else:
     print("restart, and run everything above again.")
 
 # %% [markdown]
-# ## Step 9. What a stream costs (5 minutes)
+# ## Step 9. X-ray (5 minutes)
+#
+# What does a compiler make of *your* kernel on a T4, an A100 and an H100, at 64 dimensions, for tiles of 16 and of 64? (255
+# registers a thread are the most there is; what does not fit spills to slow memory. A kernel of your own takes half a minute
+# the first time.)
+#
+# *Predict:* with a window of 256, which tile reads fewer keys that nobody sees?
+
+# %%
+from effattn_lab.exercises.sparse.streaming import reference_kernel
+from effattn_lab.measure.xray import show, xray
+
+types = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "out_ptr"), "*fp16")
+types |= dict.fromkeys(("seqlen_q", "seqlen_k", "groups", "sinks", "window"), "i32")
+types = {
+    name: types.get(name, "fp32")
+    for name in (
+        "q_ptr", "k_ptr", "v_ptr", "out_ptr", "seqlen_q", "seqlen_k", "groups", "scale", "sinks", "window",
+    )
+}  # fmt: skip
+columns = (
+    "gpu",
+    "registers",
+    "spill_bytes",
+    "shared_bytes",
+    "tensor_core_instructions",
+)
+
+
+def examine(kernel):
+    """One row for each tile and GPU."""
+    rows = []
+    for size in (16, 64):
+        sizes = {"D": 64, "BLOCK": size}
+        for row in xray(
+            kernel, types, sizes, gpus=["T4", "A100", "H100"], num_warps=4, num_stages=2
+        ):
+            rows.append(
+                {"tile": size} | {name: row.as_dict()[name] for name in columns}
+            )
+    return rows
+
+
+mine, xrays = step8 is streaming_triton, []
+if not mine:
+    print("Your kernel does not pass step 8 yet: this is the reference kernel's x-ray.")
+try:
+    xrays = examine(streaming_kernel if mine else reference_kernel())
+except (RuntimeError, ValueError) as error:
+    print("Not compiled:", " ".join(str(error).split())[:200])
+    if mine:
+        print("This is the reference kernel's x-ray instead.")
+        xrays = examine(reference_kernel())
+show(xrays)
+
+# %% [markdown]
+# (Tiles of 16: at most 15 keys too many at either edge. But a tile of 64 uses each byte of K and V for four times as many queries.)
+# Triton makes no tensor-core code for the T4.
+#
+# ## Step 10. What a stream costs (5 minutes)
 #
 # Llama-3-8B: 32 layers, 8 KV heads of 128, 2 bytes an element.
 #
