@@ -1,6 +1,6 @@
 """What sinks and their positions are worth to a real model: SmolLM2-135M that reads a text through a short cache.
 
-``python -m effattn_lab.sparse.streaming_experiment --write`` (some ten minutes on one core) reads 2,048 tokens of
+``python -m effattn_lab.sparse.streaming_experiment --write`` (some five minutes on one core) reads 1,024 tokens of
 Python's documentation in every setting and keeps the record beside this module, ``streaming_experiment.json``.
 
 A setting is a budget (tokens a query reads, its own among them), a number of sinks, and where the sinks are said to
@@ -34,7 +34,7 @@ from effattn_lab.sparse.streaming import streaming_attention_reindexed
 from effattn_lab.tasks.text import topics
 
 RECORD = Path(__file__).with_name("streaming_experiment.json")
-TOKENS, BUDGET = 2048, 256
+TOKENS, BUDGET = 1024, 256
 #: Tokens that the stream is said to have had between the sinks and the rest, for ``far``.
 FAR = 65_536
 SINKS = (0, 1, 2, 4, 8)

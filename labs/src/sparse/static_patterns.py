@@ -503,7 +503,7 @@ if my_bytes is not None:
 # | How few keys suffice to reach all? | $2\sqrt N$ in two layers (Child et al., 2019) | two layers, in step 3 |
 # | What is skipped is saved? | $O(N \sqrt N)$ FLOPs | of pairs; in tiles of 64, $l = 64$ saves nothing |
 # | Do global tokens matter? | much (Beltagy et al., 2020) | they turn nine layers into two |
-# | Which keys matter to a trained model? | | the near ones and the very first; combs hardly more than random ones |
+# | Which keys matter to a trained model? | | the near ones and the very first; combs add little to their local part |
 # | Is LongNet another attention? | mixed by denominators (Ding et al., 2023) | one softmax, shared keys counted twice |
 #
 # ## Questions
