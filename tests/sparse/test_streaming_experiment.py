@@ -75,13 +75,14 @@ def test_record_says_what_the_chapter_says():
     record = study.recorded()
     table, budget = study.perplexities(record), record["budget"]
     full = table[study.Setting(None)]
-    # Without sinks the model is lost, and one is nearly all that it wants.
-    assert table[study.Setting(budget, 0, "text")] > 5 * full
+    # Without sinks perplexity nearly doubles at once; with one it is within a tenth of full attention's.
+    assert 1.6 * full < table[study.Setting(budget, 0, "text")] < 3 * full
     for sinks in (1, 2, 4, 8):
-        assert table[study.Setting(budget, sinks, "cache")] < 1.5 * full
+        for where in ("text", "cache"):
+            assert full < table[study.Setting(budget, sinks, where)] < 1.1 * full
     # Inside the trained length positions make no difference, far beyond it they do.
     near, cache, far = (table[study.Setting(budget, 4, where)] for where in ("text", "cache", "far"))
-    assert abs(near - cache) < 0.05 * cache
+    assert abs(near - cache) < 0.02 * cache
     assert far > 1.2 * cache
     # Nearly all of the sinks' mass is token 0, and its value is short.
     deep = record["layers"][2:]

@@ -299,11 +299,11 @@ for name, loss in found.items():
 # The first eviction does it: one token of 49 is missing, and the model is lost. With the sinks kept it reads the same number of
 # keys and hardly notices.
 #
-# **The longer experiment** reads 2,048 tokens with a budget of 256 for every number of sinks and three counts of positions
-# (`python -m effattn_lab.sparse.streaming_experiment --write`, some ten minutes). Its record is in the book's package. `far`
+# **The longer experiment** reads 1,024 tokens with a budget of 256 for every number of sinks and three counts of positions
+# (`python -m effattn_lab.sparse.streaming_experiment --write`, some five minutes). Its record is in the book's package. `far`
 # shows the sinks as a stream sees them after 65,000 tokens, if positions are those of the text.
 #
-# *Predict:* how many sinks does *this* model need? And does it matter, inside 2,048 tokens, how positions are counted?
+# *Predict:* how many sinks does *this* model need? And does it matter, inside 1,024 tokens, how positions are counted?
 
 # %% mystnb={"image": {"alt": "Perplexity on a log axis against 0, 1, 2, 4 and 8 sinks for three ways to count positions, and full attention as a dotted line; without sinks the perplexity is far higher than with any."}}
 record = study.recorded()
