@@ -8,7 +8,7 @@ BY_TEXT = {
              "    groups, nq, nk = q.shape[1] // k.shape[1], q.shape[2], k.shape[2]\n"
              "    i, j = torch.arange(nk - nq, nk)[:, None], torch.arange(nk)\n"
              "    keep = (j <= i) & ((j < sinks) | (i - j < window))\n"
-             "    k, v = (x.nan_to_num(0.0).repeat_interleave(groups, 1).float() for x in (k, v))\n"
+             "    k, v = (x.nan_to_num(posinf=0.0).repeat_interleave(groups, 1).float() for x in (k, v))\n"
              "    s = scale * q.float() @ k.transpose(-1, -2)\n"
              "    return (torch.softmax(s.masked_fill(~keep, float('-inf')), -1) @ v).to(q.dtype)\n\n\n"
              "def unused(q, k, v, scale, sinks, window, block=16):"),

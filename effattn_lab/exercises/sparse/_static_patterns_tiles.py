@@ -146,7 +146,7 @@ def tiled(
 def _tiled_reference(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, keep: torch.Tensor, kind: torch.Tensor, block: int
 ) -> tuple[torch.Tensor, ...]:
-    k, v = k.nan_to_num(nan=0.0), v.nan_to_num(nan=0.0)
+    k, v = (x.nan_to_num(posinf=0.0) for x in (k, v))
     s = (q @ k.transpose(-1, -2) / q.shape[3] ** 0.5).masked_fill(~keep, float("-inf"))
     lse = torch.logsumexp(s, dim=-1, keepdim=True)
     return (torch.exp(s - lse.masked_fill(lse.isneginf(), 0.0)) @ v,)
@@ -174,7 +174,7 @@ def _tiled_inputs(rng: np.random.Generator) -> list[Case]:
             q = q.abs()
         if unread:
             for b in (kind.sum(dim=0) == 0).nonzero()[:, 0].tolist():
-                k[:, :, b * block : (b + 1) * block] = v[:, :, b * block : (b + 1) * block] = float("nan")
+                k[:, :, b * block : (b + 1) * block] = v[:, :, b * block : (b + 1) * block] = float("inf")
         return Case(name, {"q": q, "k": k, "v": v, "keep": keep, "kind": kind, "block": block})
 
     hidden = window_mask(rng, 12)
@@ -249,7 +249,7 @@ TILED = Exercise(
         "whose kind is "
         "not 0.",
         "no multiple of the tile": "Slices past the end are shorter by themselves; nothing needs to be filled up.",
-        "tiles outside the pattern are not read": "Keys of tiles that no query sees hold NaN here. Reading them at "
+        "tiles outside the pattern are not read": "Keys of tiles that no query sees hold infinities here. Reading them at "
         "all, even "
         "to mask them, spoils the result.",
         "rising scores": "When the maximum rises, sum and output so far shrink by e^(old - new).",
@@ -270,7 +270,7 @@ TILED = Exercise(
     mutants=mutants(
         _tiled_mutant,
         {
-            "everything read": "All keys are read and masked afterwards: 0 times NaN is NaN. Skipping means not "
+            "everything read": "All keys are read and masked afterwards: 0 times infinity is NaN. Skipping means not "
             "loading.",
             "last tile dropped": "The last tile of each row's list is missing, which holds the query's own key.",
             "whole tiles alone": "Partial tiles are skipped: most queries see their nearest keys through one.",

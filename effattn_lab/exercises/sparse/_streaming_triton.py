@@ -30,7 +30,7 @@ def _reference(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, sinks: int, window: int, **_: Any
 ) -> tuple[torch.Tensor, ...]:
     groups, (nq, nk) = q.shape[1] // k.shape[1], (q.shape[2], k.shape[2])
-    k, v = (repeat_kv(x.nan_to_num(nan=0.0), groups) for x in (k, v))
+    k, v = (repeat_kv(x.nan_to_num(posinf=0.0), groups) for x in (k, v))
     i, j = torch.arange(nk - nq, nk)[:, None], torch.arange(nk)
     keep = (j <= i) & ((j < sinks) | (i - j < window))
     s = (scale * q @ k.transpose(-1, -2)).masked_fill(~keep.to(q.device), float("-inf"))
@@ -47,7 +47,7 @@ def _inputs(rng: np.random.Generator) -> list[Case]:
         v = normal(rng, batch, hkv, nk, 16)
         if unread:  # tiles that no query needs
             for x in (k, v):
-                x[:, :, 16 : (nk - nq - window + 1) // 16 * 16] = float("nan")
+                x[:, :, 16 : (nk - nq - window + 1) // 16 * 16] = float("inf")
         tensors = {"q": q.to(dtype), "k": k.to(dtype), "v": v.to(dtype)}
         return Case(name, {**tensors, "scale": 0.25, "sinks": sinks, "window": window})
 
@@ -110,7 +110,7 @@ TRITON_FORWARD = Exercise(
         "no sinks": "Without sinks sink_tiles is 0.",
         "one token": "One query, one key.",
         "last queries of a longer text": "begin and pos are positions in the text; they are computed for you.",
-        "tiles outside the pattern are not read": "Keys of other tiles hold NaN here, and 0 times NaN is NaN: the "
+        "tiles outside the pattern are not read": "Keys of other tiles hold infinities here, and 0 times infinity is NaN: the "
         "loop must not visit them.",
         "batch and grouped heads": "The pointers are moved to the right heads for you.",
         "sinks over two tiles": "20 sinks need two tiles of 16, and those that the window reads are not read twice.",

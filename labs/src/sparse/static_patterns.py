@@ -342,8 +342,8 @@ print(
 # ## Step 6. Attention over a list of tiles (15 minutes)
 #
 # Flash attention walks over all tiles of keys with a running maximum and sum. Walk over those whose kind is not 0, and you have
-# block-sparse attention. Tiles of kind 1 take their mask from `keep`; the others are not even read, and the check puts NaN
-# there. A query that sees no key at all returns 0.
+# block-sparse attention. Tiles of kind 1 take their mask from `keep`; those of kind 0 are not even read, and the check puts
+# infinities there (0 times infinity is NaN). A query that sees no key at all returns 0.
 #
 # One blank: the inside of the loop.
 
