@@ -111,6 +111,7 @@ def reached(keeps: Mapping[str, torch.Tensor], reached_by: Mapping[str, Sequence
             ax.plot(range(1, len(share) + 1), share, mark + "-", color=color, label=name)
         ax.set(xlabel="layers", ylabel="% of the text that the last token knows", ylim=(0, 104))
         ax.legend()
+    plt.close(fig)
     return fig
 
 
@@ -137,4 +138,5 @@ def masses(mass: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
         ax.set_yticks(range(len(names)), names)
         ax.invert_yaxis()
         ax.set(xlabel="captured mass, % of the full softmax", xlim=(0, 101))
+    plt.close(fig)
     return fig

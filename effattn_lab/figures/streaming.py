@@ -98,6 +98,7 @@ def sinks(record: Mapping[str, Any]) -> Figure:
         ax.set_yticks(ticks, [f"{y:,}" for y in ticks])
         ax.minorticks_off()
         ax.legend()
+    plt.close(fig)
     return fig
 
 
@@ -144,4 +145,5 @@ def layers(found: Sequence[Mapping[str, float]]) -> Figure:
         low.plot(x, [r["value"] for r in found], "o-", color=style.COLORS["value"])
         low.axhline(1, color=style.COLORS["text"], linestyle=":")
         low.set(xlabel="layer", ylabel="length of value 0\nover the median", ylim=(0, None))
+    plt.close(fig)
     return fig
