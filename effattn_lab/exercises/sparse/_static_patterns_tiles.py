@@ -249,7 +249,8 @@ TILED = Exercise(
         "whose kind is "
         "not 0.",
         "no multiple of the tile": "Slices past the end are shorter by themselves; nothing needs to be filled up.",
-        "tiles outside the pattern are not read": "Keys of tiles that no query sees hold infinities here. Reading them at "
+        "tiles outside the pattern are not read": "Keys of tiles that no query sees hold infinities here. Reading "
+        "them at "
         "all, even "
         "to mask them, spoils the result.",
         "rising scores": "When the maximum rises, sum and output so far shrink by e^(old - new).",

@@ -110,7 +110,8 @@ TRITON_FORWARD = Exercise(
         "no sinks": "Without sinks sink_tiles is 0.",
         "one token": "One query, one key.",
         "last queries of a longer text": "begin and pos are positions in the text; they are computed for you.",
-        "tiles outside the pattern are not read": "Keys of other tiles hold infinities here, and 0 times infinity is NaN: the "
+        "tiles outside the pattern are not read": "Keys of other tiles hold infinities here, and 0 times infinity "
+        "is NaN: the "
         "loop must not visit them.",
         "batch and grouped heads": "The pointers are moved to the right heads for you.",
         "sinks over two tiles": "20 sinks need two tiles of 16, and those that the window reads are not read twice.",
