@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import torch
 
+from effattn_lab._validate import check_qkv, resolve_scale
+from effattn_lab.foundations.attention import repeat_kv
 from effattn_lab.linear.rotary import rotate
 from effattn_lab.sparse.block_list import block_list, block_list_attention
 from effattn_lab.sparse.cache import DecodeCache, gather_attention
-from effattn_lab.sparse.static_patterns import pattern_attention, sinks_and_window
+from effattn_lab.sparse.static_patterns import dense_mask, pattern_attention, sinks_and_window
 
 
 def streaming_attention(
@@ -58,6 +60,50 @@ def streaming_attention_blocked(
         sinks_and_window(sinks, window), q.shape[2], k.shape[2], block_m=block_m, block_n=block_n
     )
     return block_list_attention(q, k, v, blocks, scale=scale)[0]
+
+
+def streaming_attention_reindexed(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    sinks: int = 4,
+    budget: int = 256,
+    rope_base: float,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """What :class:`StreamingCache` gives token by token, for all queries of a text at once.
+
+    Counting positions inside the cache moves nothing but the sinks. The window slides with the query, so distances in
+    it stay; a sink's distance stops growing at ``budget - 1``. So the scores of the sinks, and no others, are taken
+    with a query turned back from its position t to ``min(t, budget - 1)``.
+
+    Args:
+        q: ``[B, Hq, N, D]``, rotated by positions 0..N-1.
+        k, v: ``[B, Hkv, N, D]``, k rotated likewise.
+        sinks: s, at least 0. Default 4.
+        budget: tokens a query reads, more than ``sinks``. Default 256.
+        rope_base: base of the model's RoPE.
+        scale: default ``D ** -0.5``.
+
+    Returns:
+        ``[B, Hq, N, D]``. Lays out ``N x N`` scores: for studies, not for serving.
+    """
+    check_qkv(q, k, v)
+    if q.shape[2] != k.shape[2]:
+        raise ValueError(f"q: expected as many queries as keys ({k.shape[2]}), got {q.shape[2]}")
+    if budget <= sinks:
+        raise ValueError(f"budget: expected more than the {sinks} sinks, got {budget}")
+    n, scale = q.shape[2], resolve_scale(scale, q.shape[3])
+    keep = dense_mask(sinks_and_window(sinks, budget - sinks), n, n, device=q.device)
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    groups = q.shape[1] // k.shape[1]
+    wide, keys, values = q.to(dtype), repeat_kv(k, groups).to(dtype), repeat_kv(v, groups).to(dtype)
+    beyond = (torch.arange(n, device=q.device) - (budget - 1)).clamp(min=0)
+    s = wide @ keys.transpose(-1, -2)
+    s[..., :sinks] = rotate(wide, -beyond, base=rope_base) @ keys[:, :, :sinks].transpose(-1, -2)
+    p = torch.softmax((scale * s).masked_fill(~keep, float("-inf")), dim=-1)
+    return (p @ values).to(q.dtype)
 
 
 class StreamingCache(DecodeCache):

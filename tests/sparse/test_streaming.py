@@ -8,7 +8,12 @@ import torch
 from effattn_lab.foundations.attention import attention
 from effattn_lab.linear.rotary import rotate
 from effattn_lab.sparse.cache import FullCache, captured_mass, gather_attention
-from effattn_lab.sparse.streaming import StreamingCache, streaming_attention, streaming_attention_blocked
+from effattn_lab.sparse.streaming import (
+    StreamingCache,
+    streaming_attention,
+    streaming_attention_blocked,
+    streaming_attention_reindexed,
+)
 
 BASE = 100.0
 
@@ -64,6 +69,20 @@ def test_positions_are_places_in_the_cache(sinks, budget):
         torch.testing.assert_close(got[:, :, t : t + 1], want, rtol=0, atol=1e-12)
     example = [j for j in range(10) if j < 4 or 9 - j < 4]
     assert example == [0, 1, 2, 3, 6, 7, 8, 9], "the example of the paper's figure: 6, 7, 8 and the query 9"
+
+
+@pytest.mark.parametrize("sinks", [0, 1, 4])
+@pytest.mark.parametrize(("n", "budget"), [(1, 5), (30, 5), (30, 12), (30, 30), (12, 40)])
+def test_all_at_once_equals_the_cache(n, sinks, budget):
+    q, k, v = draw(n, 7)
+    at = torch.arange(n)
+    want = fed(StreamingCache(sinks, rope_base=BASE), q, k, v, budget)
+    q, k = rotate(q, at, base=BASE), rotate(k, at, base=BASE)
+    got = streaming_attention_reindexed(q, k, v, sinks=sinks, budget=budget, rope_base=BASE)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+    if sinks == 0:
+        stays = streaming_attention(q, k, v, sinks=0, window=budget)
+        torch.testing.assert_close(got, stays, rtol=0, atol=1e-12)
 
 
 def test_without_a_base_positions_stay():
@@ -136,6 +155,8 @@ def test_dtypes(dtype):
     ("call", "words"),
     [
         (lambda: StreamingCache(-1, rope_base=None), "sinks: expected an integer of at least 0, got -1"),
+        (lambda: _reindexed(3, 4, 9), "q: expected as many queries as keys .4., got 3"),
+        (lambda: _reindexed(4, 4, 4), "budget: expected more than the 4 sinks, got 4"),
         (lambda: StreamingCache(rope_base=1.0), "rope_base: expected a number above 1 or None, got 1.0"),
         (lambda: FullCache().attend(torch.zeros(1, 1, 1, 4)), "cache: expected at least one token"),
         (lambda: _one().attend(torch.zeros(1, 1, 2, 4), 9), "q: expected one query"),
@@ -148,6 +169,11 @@ def test_dtypes(dtype):
 def test_bad_input_is_named(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def _reindexed(nq, nk, budget):
+    k = torch.zeros(1, 1, nk, 4)
+    return streaming_attention_reindexed(torch.zeros(1, 1, nq, 4), k, k, budget=budget, rope_base=BASE)
 
 
 def _one():
