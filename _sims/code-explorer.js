@@ -93,7 +93,8 @@
   code-explorer :is(th,td) { padding:.15rem .3rem; text-align:right; border-bottom:1px solid var(--pst-color-border,#ccc) }
   code-explorer th[scope=row] { text-align:left; font-weight:400 }
   code-explorer td.ce-best { font-weight:700; text-decoration:underline }
-  code-explorer .ce-words { font-family:var(--pst-font-family-monospace,monospace); overflow-wrap:anywhere }
+  code-explorer caption { text-align:left; caption-side:top; color:inherit; padding:0 0 .2rem }
+  code-explorer .ce-words { font-family:var(--pst-font-family-monospace,monospace); font-size:.8em }
   code-explorer svg text { font-size:10px; fill:currentColor }
   code-explorer svg .axis { stroke:var(--pst-color-text-muted,#777); stroke-width:.8 }
   code-explorer svg .level { stroke:var(--pst-color-text-muted,#777); stroke-dasharray:4 3; stroke-width:.8 }`;
@@ -123,7 +124,7 @@
           ${slide("lengthB", "key B, length ×", 0.5, 3, 0.1)}</div>
         <div class="ce-stage"><svg viewBox="0 0 380 336" role="img"></svg>
           <div class="ce-side"><p class="ce-say" role="status" aria-live="polite"></p>
-          <table><thead><tr><th scope="col"><span hidden>measure</span></th><th scope="col">key A</th><th scope="col">key B</th></tr></thead>
+          <table><caption>Underlined: the key that a rule would choose</caption><thead><tr><td></td><th scope="col">key A</th><th scope="col">key B</th></tr></thead>
           <tbody></tbody></table></div></div>`;
       this.append(shell);
       this.addEventListener("input", (e) => { if (e.target.dataset.set) this.draw(); });
@@ -160,12 +161,12 @@
 
     table(rows, keys) {
       const row = (name, pick, d, least) => {
-        const [a, b] = [keys.a[pick], keys.b[pick]], win = a === b ? null : (a < b) === least ? "a" : "b";
+        const [a, b] = [keys.a[pick], keys.b[pick]], win = a === b || least === null ? null : (a < b) === least ? "a" : "b";
         const cell = (k, x) => `<td${win === k ? ' class="ce-best"' : ""}>${num(x, d)}</td>`;
         return `<tr><th scope="row">${name}</th>${cell("a", a)}${cell("b", b)}</tr>`;
       };
       this.querySelector("tbody").innerHTML = row("score q·k/√D", "product", 1, false) + row("L1 of codes", "l1", 0, true) +
-        row("as the released kernel counts", "released", 0, true) + row("pairs of codes 1 and 2", "middle", 0, true) +
+        row("as the released kernel counts", "released", 0, true) + row("pairs of codes 1 and 2", "middle", 0, null) +
         row("signs that differ", "signs", 0, true) + row("exact distance", "far", 1, true) +
         `<tr><th scope="row">word (query ${rows.q.words.map(hex).join(" ")})</th>${["a", "b"].map((k) =>
           `<td class="ce-words">${rows[k].words.map(hex).join(" ")}</td>`).join("")}</tr>`;

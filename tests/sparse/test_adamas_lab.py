@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from effattn_lab.sparse import adamas_cost as cost
+from effattn_lab.sparse import adamas_latency as latency
+from effattn_lab.sparse.adamas import select_nearest
 from effattn_lab.sparse.adamas_recall import ESTIMATES, KINDS, by_sign, make, recall_and_mass
-from effattn_lab.sparse.codes import bucketize, hadamard
+from effattn_lab.sparse.codes import bucketize, hadamard, l1_naive, pack
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +66,52 @@ def test_costs():
             "budget: expected",
         ),
         (lambda: cost.code_bytes(0, 128), "seqlen: expected an integer of at least 1, got 0"),
+        (lambda: latency.words_first(torch.zeros(1, 2, 3).int()), "codes: expected int32"),
+        (lambda: latency.rows([0], 0.001), "seqlen: expected an integer of at least 1, got 0"),
+        (lambda: latency.select(np.zeros((1, 4), dtype=np.uint16), 0), "budget: expected an integer"),
         (lambda: cost.hadamard_adds(0), "head_dim: expected an integer of at least 1, got 0"),
     ],
 )
 def test_bad_input_is_named(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@pytest.mark.parametrize("n", [1, 2, 300, 8193])
+@pytest.mark.parametrize("counted", [True, False])
+def test_the_fast_estimator_is_exact(n, counted, monkeypatch):
+    """Word by word and in pieces, with NumPy's count of bits and without."""
+    if not counted:
+        monkeypatch.delattr(np, "bitwise_count", raising=False)
+    g = torch.Generator().manual_seed(n)
+    a, b = (torch.randint(0, 4, (2, m, 128), generator=g).to(torch.uint8) for m in (1, n))
+    got = latency.estimate(*(latency.words_first(pack(x)) for x in (a, b)))
+    assert torch.equal(torch.from_numpy(got.astype(np.int32)), l1_naive(a, b))
+
+
+@pytest.mark.parametrize("budget", [1, 2, 40, 500])
+@pytest.mark.parametrize("kinds", [1, 3, 300])
+def test_the_fast_selection_has_the_rule_for_ties(budget, kinds):
+    g = torch.Generator().manual_seed(budget)
+    d = torch.randint(0, kinds, (3, 200), generator=g)
+    got = latency.select(d.numpy().astype(np.uint16), budget)
+    assert torch.equal(torch.from_numpy(got).sort(-1).values, select_nearest(d[None], budget)[0])
+
+
+def test_latency_rows_are_checked_and_whole():
+    (row,) = latency.rows([512], min_run_time=0.001)
+    assert row["correct"]
+    assert row["ratio"] == row["full"] / row["step"]
+    assert min(row[part] for part in ("encode", "estimate", "select", "attend")) > 0
+
+
+def test_a_wrong_step_gets_no_time(monkeypatch):
+    estimate = latency.estimate
+    monkeypatch.setattr(latency, "estimate", lambda q, k: estimate(q, k) + np.uint16(1))
+    (row,) = latency.rows([256], min_run_time=0.001)
+    assert not row["correct"]
+    assert row["ratio"] is None
+    assert row["step"] is None
 
 
 def test_pictures_draw():

@@ -425,7 +425,7 @@ if my_ratio is not None:
 #
 # 1. Why is a distance the wrong measure for keys of unequal length, and which step shows by how much that hurts here?
 # 2. Codes are made after RoPE. What would go wrong before it, and what with positions counted inside a cache?
-# 3. Give three codes of two bits and more for which a plain popcount of the XOR is L1, or show why there is none of two bits.
+# 3. Find codes of three bits for which a plain popcount of the XOR is L1. Why are there none of two bits?
 # 4. Which of the two is cheaper for a KV head with four query heads: own choices, or one for the group? What is lost?
 # 5. Quest with pages of 16 and Adamas keep equally many bytes a token. What does each of them spend them on?
 #
