@@ -43,8 +43,8 @@ def codes_picture(t: float = 0.67) -> Figure:
             for code in range(4):
                 at = (codes == code).nonzero()[:, 0]
                 axis.bar(
-                    at, x[at], color=style.PALETTE[_CODES[code]], hatch=_HATCHES[code], edgecolor="white",
-                    linewidth=0.3, label=f"code {code}: {len(at)}",
+                    at.numpy(), x[at].numpy(), color=style.PALETTE[_CODES[code]], hatch=_HATCHES[code],
+                    edgecolor="white", linewidth=0.3, label=f"code {code}: {len(at)}",
                 )  # fmt: skip
             for level in (-t, 0.0, t):
                 axis.axhline(
@@ -87,7 +87,15 @@ def distance_picture(count: int = 1500, t: float = 2.7) -> Figure:
                 True
             )
             hits = int(chosen[best].sum())
-            axis.plot(d, product, "o", color=style.PALETTE["sky"], markersize=3, alpha=0.7, label="keys")
+            axis.plot(
+                d.numpy(),
+                product.numpy(),
+                "o",
+                color=style.PALETTE["sky"],
+                markersize=3,
+                alpha=0.7,
+                label="keys",
+            )
             axis.plot(
                 d[best], product[best], "^", color=style.PALETTE["vermillion"], markersize=5, label="64 best"
             )

@@ -85,7 +85,7 @@ HADAMARD = Exercise(
     make_inputs=_hadamard_inputs,
     reference=_hadamard_reference,
     solution=hadamard,
-    from_scratch=(*FROM_SCRATCH, "scipy.linalg.hadamard"),
+    from_scratch=FROM_SCRATCH,
     properties={
         "four channels": "(a, b, c, d) becomes (a+b+c+d, a-b+c-d, a+b-c-d, a-b-c+d) / 2.",
         "sixty-four channels": "Six rounds: partners are 1, 2, 4, ... channels apart.",

@@ -51,8 +51,8 @@ def _decode_inputs(rng: np.random.Generator) -> list[Case]:
         q = normal(rng, 2, hq, 1, 8, size=2.0 * size)
         k, v = normal(rng, 2, hkv, n, 8, size=size), normal(rng, 2, hkv, n, 6)
         if unread:
-            k[:, :, :page] = float("nan")
-            v[:, :, :page] = float("nan")
+            k[:, :, :page] = float("inf")
+            v[:, :, :page] = float("inf")
         # v has the head dimension of the output
         return Case(
             name, {"q": q, "k": k, "v": torch.cat([v, v[..., :2]], dim=-1), "taken": taken, "page": page}
@@ -121,7 +121,7 @@ DECODE = Exercise(
         "all pages: full attention": "With every page taken it is ordinary attention.",
         "grouped heads": "Query head h reads KV head h // (Hq / Hkv).",
         "large scores": "torch.softmax subtracts the maximum; exp alone overflows.",
-        "what is not taken is not read": "Keys and values of other pages are NaN here. Weight 0 times NaN is NaN: "
+        "what is not taken is not read": "Keys and values of other pages are infinite here. 0 times infinity is NaN: "
         "pick "
         "the rows before multiplying.",
         "one token": "One token: its value comes back.",
@@ -141,8 +141,8 @@ DECODE = Exercise(
             "minus infinity has weight 0.",
             "weights not renormalised": "The softmax is over all keys and cut afterwards: the weights no longer sum "
             "to 1.",
-            "masked after reading": "All keys and values are read and then masked: 0 times NaN is NaN, and nothing "
-            "was saved.",
+            "masked after reading": "All keys and values are read and then masked: 0 times infinity is NaN, and "
+            "nothing was saved.",
             "overflow": "exp of a large score is infinite: use torch.softmax.",
             "not scaled": "The scores lack 1 / sqrt(D). Quest's page score needs none, attention does.",
             "pages as tokens": "Page numbers are used as token numbers: page p holds tokens p * page and following.",
