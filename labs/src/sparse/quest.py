@@ -308,7 +308,7 @@ print(f"SnapKV, if the prompt's end asks for it: {inside:.2f}")
 # ## Step 7. A real model: what does a choice hold? (10 minutes)
 #
 # If the chosen tokens hold a share $\mu$ of the softmax, the error of the output is $(1 - \mu)$ times a distance of values. So
-# $\mu$ is what we look at. SmolLM2-135M reads 1,024 tokens of Python's documentation; four of its queries choose with your
+# $\mu$ is what we look at. SmolLM2-135M reads 1,000 tokens of Python's documentation; four of its queries choose with your
 # functions, in three layers. (Keys are repeated for their query heads, so that each head decides for itself.)
 #
 # *Predict:* the order of the rules at a budget of 32, and whether StreamingLLM is last.
