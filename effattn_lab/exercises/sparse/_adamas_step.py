@@ -129,7 +129,8 @@ def step(
     """Codes of q and k, L1, the nearest and the current token, exact attention over those."""
     groups, n = q.shape[1] // k.shape[1], k.shape[2]
     k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
-    cq, ck = (sum((x @ H > b).int() for b in (-t, 0.0, t)) for x in (q, k))
+    tq, tk = q @ H, k @ H
+    cq, ck = ((x > -t).int() + (x > 0).int() + (x > t).int() for x in (tq, tk))
     d = (cq - ck).abs().sum(dim=-1)
     order = d * n + (n - 1 - torch.arange(n))
     order[..., -1] = -1
@@ -198,7 +199,7 @@ def _step_mutant(
         tq = q
     if fault == "query scaled before coding":
         tq = tq * q.shape[-1] ** -0.5
-    cq, ck = (sum((x > b).int() for b in (-t, 0.0, t)) for x in (tq, tk))
+    cq, ck = ((x > -t).int() + (x > 0).int() + (x > t).int() for x in (tq, tk))
     if fault == "no codes":
         d = ((tq - tk).abs().sum(dim=-1) * 4096).long()
     elif fault == "squared distance":
