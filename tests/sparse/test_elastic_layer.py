@@ -1,4 +1,4 @@
-"""The layer around a trained attention: all full is that layer, decisions reach the heads, decoding reads everything."""
+"""The layer around a trained attention: all full is that layer, decisions reach heads, decoding reads everything."""
 
 from __future__ import annotations
 
@@ -130,8 +130,8 @@ def test_bad_options_are_named(options, words):
 
 def test_bad_input_is_named():
     layer, x = make()
-    with pytest.raises(ValueError, match="x: expected shape .B, N, 32. with N at least 1, got .3, 20, 16."):
+    with pytest.raises(ValueError, match=r"x: expected shape .B, N, 32. with N at least 1, got .3, 20, 16."):
         layer(x[..., :16])
     layer.fixed = torch.ones(4)
-    with pytest.raises(ValueError, match="fixed: expected shape .2,. or .3, 2., got .4,."):
+    with pytest.raises(ValueError, match=r"fixed: expected shape .2,. or .3, 2., got .4,."):
         layer(x)
