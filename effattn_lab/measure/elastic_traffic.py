@@ -25,7 +25,7 @@ from effattn_lab.foundations.cost_model import keys_read
 def sparse_keys_read(
     seqlen_q: int, seqlen_k: int, sinks: int, window: int, *, block_m: int, block_n: int
 ) -> int:
-    """Key rows that one sparse head reads: for each tile of queries the tiles that hold a sink or a part of the window.
+    """Key rows that one sparse head reads: for each tile of queries those that hold a sink or a part of the window.
 
     A tile that holds both is read once; the last tile counts its real rows.
     """
