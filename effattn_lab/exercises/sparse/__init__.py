@@ -1,0 +1,1 @@
+"""Exercises of the labs on sparse attention."""
