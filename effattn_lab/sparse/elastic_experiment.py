@@ -13,6 +13,7 @@ The masks are chosen on prompts of their own and judged, as all the rest, on oth
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import platform
@@ -22,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 
 from effattn_lab._atomic import write_atomic
@@ -34,6 +36,8 @@ from effattn_lab.sparse.elastic_tasks import ASKED, TASKS, VOCABULARY, mixed, pr
 from effattn_lab.tasks._draw import IGNORE
 
 RECORD = Path(__file__).with_suffix(".json")
+#: Weights of the recorded run's backbone of seed 0, rounded to float16: routers can be trained around it in seconds.
+BACKBONE = Path(__file__).with_name("elastic_backbone.npz")
 #: Router variants: targets of (recall, local), and whether the linear term is signed.
 VARIANTS: dict[str, tuple[tuple[float, float], bool]] = {
     "signed": ((0.5, 1.0), True),
@@ -89,6 +93,26 @@ def train_backbone(recipe: Recipe, seed: int, stop: int | None = None) -> tuple[
         if step == EARLY:
             early = loss.item()
     return model, early
+
+
+def save_backbone(model: TinyDecoder, path: Path) -> None:
+    """Write the weights, rounded to float16."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **{k: v.detach().half().numpy() for k, v in model.state_dict().items()})
+    write_atomic(path, buffer.getvalue())
+
+
+def load_backbone(recipe: Recipe | None = None) -> TinyDecoder:
+    """The stored backbone: a trained model with full attention, in float32."""
+    recipe = Recipe() if recipe is None else recipe
+    model = TinyDecoder(
+        VOCABULARY.size,
+        recipe.width,
+        [SoftmaxAttention(recipe.width, recipe.heads) for _ in range(recipe.layers)],
+    )
+    with np.load(BACKBONE) as stored:
+        model.load_state_dict({name: torch.from_numpy(stored[name]).float() for name in stored.files})
+    return model
 
 
 def make_elastic(model: TinyDecoder, recipe: Recipe, seed: int) -> list[ElasticAttention]:
@@ -195,10 +219,12 @@ def bits(mask: int, recipe: Recipe) -> torch.Tensor:
     return torch.tensor(flat, dtype=torch.float32).view(recipe.layers, recipe.heads)
 
 
-def run_seed(recipe: Recipe, seed: int) -> dict[str, Any]:
-    """Everything for one seed: the row of the record."""
+def run_seed(recipe: Recipe, seed: int, backbone: Path | None = None) -> dict[str, Any]:
+    """Everything for one seed: the row of the record. ``backbone``: where to keep the trained model."""
     begin = time.perf_counter()
     model, early = train_backbone(recipe, seed)
+    if backbone is not None:
+        save_backbone(model, backbone)
     row: dict[str, Any] = {"seed": seed, "early_loss": round(early, 4), "static": {}, "routed": {}}
     row["full"] = [correct(model, task, recipe.test, PARTS["test"])[0] for task in TASKS]
     row["static"] = static_table(model, recipe, seed)
@@ -259,6 +285,22 @@ def summary(record: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
+def flat(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same in single numbers, for tables and the page of claims."""
+    rows = []
+    for e in entries:
+        row = {"seed": e["seed"], "variant": e["variant"], "mean_sparsity": round(e["mean_sparsity"], 4)}
+        for i, task in enumerate(TASKS):
+            row[f"sparsity_{task}"] = e["sparsity"][i]
+            for name in ("full", "sparse"):
+                row[f"{name}_{task}"] = round(e[name][i], 4)
+            row[f"routed_{task}"] = round(e["accuracy"][i], 4)
+            row[f"rival_{task}"] = round(e["rival"]["accuracy"][i], 4)
+        row["rival_sparsity"] = e["rival"]["sparsity"]
+        rows.append(row)
+    return rows
+
+
 def recorded() -> dict[str, Any]:
     """The run that the book shows, kept beside this module."""
     found: dict[str, Any] = json.loads(RECORD.read_text(encoding="utf-8"))
@@ -308,6 +350,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=file_to_write, required=True, metavar="FILE", help="the record, JSON")
     parser.add_argument("--seeds", type=natural, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--backbone", type=file_to_write, metavar="FILE", help="keep the model of seed 0, NPZ"
+    )
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
     recipe = Recipe()
@@ -317,13 +362,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if any(row["seed"] == seed for row in record["rows"]):
             continue
         record["versions"] = versions()
-        record["rows"].append(run_seed(recipe, seed))
-        head = json.dumps({k: v for k, v in record.items() if k != "rows"}, indent=1)
-        lines = ",\n  ".join(json.dumps(r) for r in record["rows"])
-        write_atomic(chosen.out, f'{head[:-2]},\n "rows": [\n  {lines}\n ]\n}}\n'.encode())
+        record["rows"].append(run_seed(recipe, seed, chosen.backbone if seed == 0 else None))
+        record["results"] = flat(summary(record))
+        lists = ("results", "rows")
+        text = json.dumps({k: v for k, v in record.items() if k not in lists}, indent=1)[:-2]
+        for name in lists:
+            lines = ",\n  ".join(json.dumps(r) for r in record[name])
+            text += f',\n "{name}": [\n  {lines}\n ]'
+        write_atomic(chosen.out, f"{text}\n}}\n".encode())
         print(f"seed {seed}: {record['rows'][-1]['seconds']} s", flush=True)
-    for entry in summary(record):
-        print(json.dumps(entry))
+    for row in flat(summary(record)):
+        print(json.dumps(row))
 
 
 if __name__ == "__main__":
