@@ -282,7 +282,8 @@ for signed in (True, False):
     )
 
 # %% [markdown]
-# (The signed price settles where the loss and the target balance. The absolute one can only grow: a penalty, not a price.)
+# (The signed price settles at $-0.1$, what one more unit of sparsity costs at 0.5. The absolute one can only grow, and near the
+# target its slope does not fall: in the end it throws the head from one side to the other. A penalty, not a price.)
 #
 # ## Step 6. Which tiles does a program read? (15 minutes)
 #
