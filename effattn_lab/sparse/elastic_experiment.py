@@ -193,19 +193,37 @@ def correct(model: TinyDecoder, task: str, examples: int, seed: int) -> tuple[in
     return int((logits.argmax(-1) == asked).sum()), full
 
 
+@torch.inference_mode()
 def static_table(model: TinyDecoder, recipe: Recipe, seed: int) -> dict[str, list[list[int]]]:
     """Right answers (recall, local) of every mask, on the prompts to "choose" by and on those to "test" with.
 
     Mask ``m``: head ``h`` of layer ``l`` is full where bit ``l * heads + h`` is set. 0 is all sparse, the last all
-    full.
+    full. Both modes of a layer are computed once for each mask of the layers before it, then mixed.
     """
     layers = make_elastic(model, recipe, seed)
-    table: dict[str, list[list[int]]] = {"choose": [], "test": []}
-    for mask in range(2 ** (recipe.layers * recipe.heads)):
-        for n, layer in enumerate(layers):
-            layer.fixed = bits(mask, recipe)[n]
-        for part, rows in table.items():
-            rows.append([correct(model, t, getattr(recipe, part), PARTS[part])[0] for t in TASKS])
+    table: dict[str, list[list[int]]] = {}
+    for part in ("choose", "test"):
+        columns = []
+        for task in TASKS:
+            ids, targets = prompts(task, getattr(recipe, part), torch.Generator().manual_seed(PARTS[part]))
+            right = [0] * 2 ** (recipe.layers * recipe.heads)
+
+            def visit(n: int, x: torch.Tensor, mask: int, asked: torch.Tensor, right: list[int]) -> None:
+                if n == recipe.layers:
+                    right[mask] = int((model.head(model.norm(x)).argmax(-1) == asked).sum())
+                    return
+                block = cast(Any, model.blocks[n])
+                modes = layers[n].both(block.norm(x))
+                if n + 1 == recipe.layers:  # nobody reads what stands before the last positions
+                    x, modes = x[:, -ASKED:], (modes[0][:, :, -ASKED:], modes[1][:, :, -ASKED:])
+                for own in range(2**recipe.heads):
+                    full = bits(own, recipe)[0, :, None, None] > 0
+                    y = block.feed(x + layers[n].output(torch.where(full, *modes)))
+                    visit(n + 1, y, mask | own << n * recipe.heads, asked, right)
+
+            visit(0, model.embed(ids), 0, targets[:, -ASKED:], right)
+            columns.append(right)
+        table[part] = [list(pair) for pair in zip(*columns)]
     return table
 
 

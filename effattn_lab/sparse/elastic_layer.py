@@ -53,27 +53,26 @@ class ElasticAttention(nn.Module):
         """A prompt ``x [B, N, M]``; with a ``state`` what follows one, by full attention."""
         if state is not None:
             return self.attention(x, state, return_state=return_state)
-        layer = self.attention
-        width = layer.q_proj.in_features
-        if x.dim() != 3 or x.shape[2] != width or x.shape[1] == 0:
-            raise ValueError(f"x: expected shape [B, N, {width}] with N at least 1, got {tuple(x.shape)}")
-        q = layer.q_proj(x).unflatten(-1, (layer.num_heads, layer.head_dim)).transpose(1, 2)
-        k = layer.k_proj(x).unflatten(-1, (layer.num_kv_heads, layer.head_dim)).transpose(1, 2)
-        v = layer.v_proj(x).unflatten(-1, (layer.num_kv_heads, layer.value_dim)).transpose(1, 2)
+        q, k, v = self._project(x)
         full = self._decide(k)
+        layer = self.attention
         if layer.positions:
             q, k = rope(q, 0, layer.base), rope(k, 0, layer.base)
-        seen = dense_mask(self.pattern, x.shape[1], x.shape[1]).to(x.device)
-
-        def dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            return F.scaled_dot_product_attention(q, *self._grouped(k, v), is_causal=True)
-
-        def few(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            return F.scaled_dot_product_attention(q, *self._grouped(k, v), attn_mask=seen)
-
-        out = elastic_attention(q, k, v, full, full_mode=dense, sparse_mode=few)
-        y: torch.Tensor = layer.o_proj(out.transpose(1, 2).flatten(2))
+        out = elastic_attention(q, k, v, full, full_mode=self._dense, sparse_mode=self._few)
+        y = self.output(out)
         return (y, KVCache(k, v)) if return_state else y
+
+    def both(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What every query head gives in full and in sparse mode, ``[B, Hq, N, D]`` each; nothing is decided."""
+        q, k, v = self._project(x)
+        if self.attention.positions:
+            q, k = rope(q, 0, self.attention.base), rope(k, 0, self.attention.base)
+        return self._dense(q, k, v), self._few(q, k, v)
+
+    def output(self, heads: torch.Tensor) -> torch.Tensor:
+        """The output projection: ``[B, Hq, N, D]`` to ``[B, N, M]``."""
+        y: torch.Tensor = self.attention.o_proj(heads.transpose(1, 2).flatten(2))
+        return y
 
     def step(self, state: KVCache | None, x: torch.Tensor) -> tuple[torch.Tensor, KVCache]:
         """One token after the prompt: ``x [B, 1, M]``; every head reads the whole cache."""
@@ -91,6 +90,24 @@ class ElasticAttention(nn.Module):
                 f"fixed: expected shape {tuple(k.shape[1:2])} or {tuple(k.shape[:2])}, got {tuple(fixed.shape)}"
             )
         return fixed.expand(k.shape[:2])
+
+    def _project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """q, k, v of a prompt before RoPE."""
+        layer, width = self.attention, self.attention.q_proj.in_features
+        if x.dim() != 3 or x.shape[2] != width or x.shape[1] == 0:
+            raise ValueError(f"x: expected shape [B, N, {width}] with N at least 1, got {tuple(x.shape)}")
+        return (
+            layer.q_proj(x).unflatten(-1, (layer.num_heads, layer.head_dim)).transpose(1, 2),
+            layer.k_proj(x).unflatten(-1, (layer.num_kv_heads, layer.head_dim)).transpose(1, 2),
+            layer.v_proj(x).unflatten(-1, (layer.num_kv_heads, layer.value_dim)).transpose(1, 2),
+        )
+
+    def _dense(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return F.scaled_dot_product_attention(q, *self._grouped(k, v), is_causal=True)
+
+    def _few(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        seen = dense_mask(self.pattern, q.shape[2], k.shape[2], device=q.device)
+        return F.scaled_dot_product_attention(q, *self._grouped(k, v), attn_mask=seen)
 
     def _grouped(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         groups = self.attention.num_heads // self.attention.num_kv_heads

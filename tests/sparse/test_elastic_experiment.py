@@ -87,6 +87,22 @@ def test_masks():
         study.best_mask(row, recipe, 9)
 
 
+def test_the_table_of_masks_is_what_the_model_answers():
+    """The shortcut (modes once, then mixed) against the model itself with its heads fixed."""
+    recipe = study.Recipe(choose=5, test=6)
+    model, _ = study.train_backbone(recipe, 1, stop=60)
+    table = study.static_table(model, recipe, 1)
+    assert len(table["choose"]) == len(table["test"]) == 256
+    layers = study.make_elastic(model, recipe, 1)
+    for mask in (0, 255, 0b1010_0110, 0b0000_0001, 0b0001_0000):
+        for n, layer in enumerate(layers):
+            layer.fixed = study.bits(mask, recipe)[n]
+        for part, examples in (("choose", 5), ("test", 6)):
+            want = [study.correct(model, t, examples, study.PARTS[part])[0] for t in TASKS]
+            assert table[part][mask] == want, (mask, part)
+    assert len({tuple(t) for t in table["test"]}) > 4
+
+
 def test_training_moves_routers_and_nothing_else():
     recipe = study.Recipe()
     model, _ = study.train_backbone(recipe, 0, stop=1)
