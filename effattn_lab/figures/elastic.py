@@ -91,8 +91,10 @@ def static_picture(record: Mapping[str, Any]) -> Figure:
             for entry in entries:
                 if entry["seed"] == row["seed"]:
                     mark, color = marks[entry["variant"]]
-                    axis.scatter(entry["mean_sparsity"], sum(entry["accuracy"]) / 2, s=70, marker=mark, color=color,
-                                 edgecolor="white", zorder=3, label=f"router, {entry['variant']}")  # fmt: skip
+                    # Hollow, of two sizes: signed and absolute often end in the same place.
+                    axis.scatter(entry["mean_sparsity"], sum(entry["accuracy"]) / 2, marker=mark, facecolor="none",
+                                 s=45 if mark == "o" else 110, edgecolor=color, linewidth=2, zorder=3,
+                                 label=f"router, {entry['variant']}")  # fmt: skip
             axis.set(title=f"seed {row['seed']}", xlabel="share of sparse heads")
         axes[0, 0].set_ylabel("accuracy, mean of both tasks")
         handles, labels = axes[0, 0].get_legend_handles_labels()
@@ -122,7 +124,12 @@ def prices_picture(record: Mapping[str, Any], seed: int = 0) -> Figure:
             axes[1, column].axhline(0, color=style.COLORS["text"], linewidth=0.9)
         axes[0, 0].set_ylabel("share of sparse heads")
         axes[1, 0].set_ylabel("linear multiplier")
-        axes[0, 0].legend(title="dotted: targets", loc="lower right")
+        fig.legend(
+            *axes[0, 0].get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=2,
+            title="dotted: targets",
+        )
     plt.close(fig)
     return fig
 

@@ -418,7 +418,7 @@ assert found["local"] > found["recall"]
 #
 # *Predict:* where will the routers stand: above the line, on it, below?
 
-# %% mystnb={"image": {"alt": "ALT-STATIC"}}
+# %% mystnb={"image": {"alt": "A panel a seed: a cloud of 256 static masks, the line of the best, which stays near accuracy 1 until half of the heads are sparse and then drops, and trained routers above the line."}}
 record = study.recorded()
 pictures.static_picture(record)
 
@@ -436,7 +436,8 @@ for row in study.summary(record):
         )
 
 # %% [markdown]
-# ANSWER-STATIC
+# (Above it. No fixed choice can be dense for one prompt and sparse for the next. But up to half of the heads the best mask is as
+# good as all heads: a router that saves less than that saves nothing.)
 #
 # ## Step 9. A real model: which text needs which layers? (10 minutes)
 #
