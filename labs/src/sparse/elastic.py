@@ -436,8 +436,8 @@ for row in study.summary(record):
         )
 
 # %% [markdown]
-# (Above it. No fixed choice can be dense for one prompt and sparse for the next. But up to half of the heads the best mask is as
-# good as all heads: a router that saves less than that saves nothing.)
+# (Above it: no fixed choice can be dense for one prompt and sparse for the next. But the line falls late. With seed 0 half of the
+# heads can be sparse for good, and a router that saves less than that saves nothing.)
 #
 # ## Step 9. A real model: which text needs which layers? (10 minutes)
 #
