@@ -228,8 +228,8 @@ def summary(record: dict[str, Any]) -> list[dict[str, Any]]:
     """One entry a seed and variant: accuracies, sparsities, and the static rivals.
 
     ``rival`` is the best static mask that is *not sparser* than the router's mean over both tasks, with its accuracy
-    in either. ``own`` has for each task the best mask for that task alone that is *at least as sparse* as the router
-    is there.
+    in either. ``own`` has for each task the best mask for that task alone, with the whole number of sparse heads that
+    is nearest to the router's mean there.
     """
     recipe = Recipe(**record["recipe"])
     of, heads = ASKED * recipe.test, recipe.layers * recipe.heads
@@ -252,7 +252,7 @@ def summary(record: dict[str, Any]) -> list[dict[str, Any]]:
                 "own": [],
             }
             for i, task in enumerate(TASKS):
-                k = math.ceil(heads * omega[i] - 1e-6)
+                k = round(heads * omega[i])
                 mask = best_mask(row, recipe, k, task)
                 entry["own"].append({"sparsity": k / heads, "mask": mask, "accuracy": test[mask][i] / of})
             found.append(entry)
