@@ -15,7 +15,7 @@ from effattn_lab.exercises.sparse._elastic_router import FROM_SCRATCH
 def mix(
     o_full: torch.Tensor, o_sparse: torch.Tensor, full: torch.Tensor, do: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each query head in the mode of its KV head; what the loss would gain if a KV head changed over."""
+    """Each query head in the mode of its KV head; to first order, the loss with a KV head full minus sparse."""
     groups = o_full.shape[1] // full.shape[1]
     r = full.repeat_interleave(groups, dim=1)[..., None, None]
     gain = (do * (o_full - o_sparse)).sum(dim=(2, 3))
