@@ -298,11 +298,13 @@ for signed in (True, False):
 
 
 # %%
-def tiles(first, last, full, sinks, window, block, seqlen):
+def tiles(queries, full, sinks, window, block, seqlen):
     """For each tile of `block` keys: 0 not read, 1 read with a mask, 2 seen whole by all queries. int64 [ceil(seqlen / block)].
 
-    Queries first .. last; full: bool. The last tile may stick out over seqlen: then it needs a mask.
+    queries [R], int64: the positions of the program's queries, one after the other; full: bool. The last tile of keys may
+    stick out over seqlen: then it needs a mask.
     """
+    first, last = int(queries[0]), int(queries[-1])
     kinds = []
     for start in range(0, seqlen, block):
         end = start + block  # one past its last key
@@ -326,7 +328,7 @@ check("sparse/elastic/tiles", tiles)
 # %% tags=["nbval-check-output"]
 step6 = take("sparse/elastic/tiles", tiles)
 for mode in (False, True):
-    kinds = step6(96, 111, mode, 3, 40, 16, 128)
+    kinds = step6(torch.arange(96, 112), mode, 3, 40, 16, 128)
     print(
         f"{'full' if mode else 'sparse'}: {kinds.tolist()}, {int((kinds > 0).sum())} tiles read"
     )
