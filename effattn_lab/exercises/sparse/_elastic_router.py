@@ -26,7 +26,10 @@ def pool(k: torch.Tensor, c: int) -> torch.Tensor:
 def _pool_reference(k: torch.Tensor, c: int) -> tuple[torch.Tensor, ...]:
     n = k.shape[2]
     tokens = [*range(min(c, n)), *range(max(0, n - c), n)]
-    return (sum(k[:, :, t] for t in tokens) / len(tokens),)
+    total = torch.zeros_like(k[:, :, 0])
+    for t in tokens:
+        total = total + k[:, :, t]
+    return (total / len(tokens),)
 
 
 def _pool_inputs(rng: np.random.Generator) -> list[Case]:
