@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from effattn_lab.tasks.ruler import TASKS
+
 RECORD = Path(__file__).with_name("budget_study.json")
 
 
@@ -93,10 +95,22 @@ def masses(record: dict[str, Any]) -> list[dict[str, Any]]:
     return table
 
 
-def solved(record: dict[str, Any]) -> dict[str, tuple[float, int]]:
-    """RULER with full attention: score in percent and samples of each task."""
-    scores: dict[str, list[float]] = {}
+def tasks(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """RULER's tasks, question late, full attention and each method at the recipe's ``task_budget``.
+
+    Returns:
+        for each task that was asked, in RULER's order: ``task``, ``samples``, ``scores`` by method in percent.
+    """
+    budget = record["recipe"]["task_budget"]
+    found: dict[str, dict[str, dict[int, float]]] = {}
     for row in record["rows"]:
-        if row["kind"] == "tasks":
-            scores.setdefault(row["task"], []).append(100 * row["score"])
-    return {task: (sum(x) / len(x), len(x)) for task, x in scores.items()}
+        if row["kind"] in ("needle", "tasks") and row["late"] and row["budget"] in (None, budget):
+            of_task = found.setdefault(row["task"], {})
+            of_task.setdefault(row["method"], {})[row["seed"]] = 100 * row["score"]
+    table = []
+    for task in (name for name in TASKS if name in found):
+        methods = found[task]
+        seeds = set.intersection(*(set(scores) for scores in methods.values()))
+        mean = {m: sum(scores[s] for s in seeds) / len(seeds) for m, scores in methods.items()}
+        table.append({"task": task, "samples": len(seeds), "scores": mean})
+    return table

@@ -7,7 +7,8 @@
 * ``mass``: share of the softmax that a choice holds, and recall of the best keys, for each layer and head;
 * ``needle``: a fact in a long text. *Late*, the text is read first and the question arrives token by token, when
   methods that drop tokens have dropped them; early, the question is part of the prompt;
-* ``tasks``: RULER's thirteen tasks with full attention: what this model can do at all.
+* ``tasks``: RULER's other tasks with full attention, which says what the model can do at all; and where that is
+  something, with all methods at one budget, question late.
 
 The prompt is read with full attention by all methods, and the first layers read everything, as Quest and Adamas do
 it: the same for each method.
@@ -56,10 +57,10 @@ class Recipe:
         budgets: tokens a query head may read in a layer.
         dense_layers: first layers that read everything.
         mass_budgets, mass_tokens, mass_every: of ``mass``: see :func:`effattn_lab.sparse.budget_methods.judge`.
-        needles, needle_length, needle_budgets: of ``needle``.
+        needles, needle_length, needle_budgets: of ``needle``; prompt and answer take at most so many tokens.
         early: methods that are also asked with the question in the prompt.
-        task_length: of ``tasks``.
-        answer_slack: an answer may be so many tokens longer than the references.
+        task_length, task_budget: of ``tasks``.
+        compared: of ``tasks``, those which all methods are asked: full attention has an answer to them.
     """
 
     prompt: int = 1024
@@ -74,7 +75,8 @@ class Recipe:
     needle_budgets: tuple[int, ...] = (64, 128, 256)
     early: tuple[str, ...] = ("snapkv", "h2o")
     task_length: int = 1024
-    answer_slack: int = 8
+    task_budget: int = 128
+    compared: tuple[str, ...] = ("niah_single_3", "niah_multikey_1", "niah_multivalue", "niah_multiquery")
 
 
 class Study:
@@ -173,18 +175,29 @@ class Study:
     def needle(self, task: str, seed: int) -> None:
         """One sample, all methods and budgets at once, question late and early."""
         recipe = self.recipe
-        key = {"kind": "needle", "task": task, "seed": seed}
+        runs = list(self.wanted(recipe.needle_budgets))
+        early = [(method, own) for method, own in runs if method in recipe.early]
+        self._ask({"kind": "needle", "task": task, "seed": seed}, recipe.needle_length, runs, early)
+
+    def task(self, task: str, seed: int, *, compare: bool) -> None:
+        """One sample of a task, question late: full attention alone, or all methods at one budget."""
+        runs = list(self.wanted((self.recipe.task_budget,)))[: None if compare else 1]
+        self._ask({"kind": "tasks", "task": task, "seed": seed}, self.recipe.task_length, runs, [])
+
+    def _ask(
+        self, key: dict[str, Any], length: int,
+        late_runs: list[tuple[str, list[int | None]]], early_runs: list[tuple[str, list[int | None]]],
+    ) -> None:  # fmt: skip
         todo = [
             (late, method, budget)
-            for late in (True, False)
-            for method, own in self.wanted(recipe.needle_budgets)
+            for late, runs in ((True, late_runs), (False, early_runs))
+            for method, own in runs
             for budget in own
-            if (late or method in recipe.early)
-            and not self.has(**key, late=late, method=method, budget=budget)
+            if not self.has(**key, late=late, method=method, budget=budget)
         ]
         if not todo:
             return
-        sample = self.sample(task, recipe.needle_length, seed)
+        sample = self.sample(key["task"], length, key["seed"])
         context, question = self.lm.ids(sample.context), self.lm.ids(sample.question)
         whole = read_prompt(self.lm.model, torch.cat([context, question], dim=1))
         for late in (True, False):
@@ -201,21 +214,9 @@ class Study:
             else:
                 logits = whole.logits[-1:].expand(len(decoders), -1)
             for (method, budget), output in zip(asked, self.answers(decoders, logits, sample)):
-                self.add(**key, late=late, method=method, budget=budget, tokens=sample.tokens,
-                         score=sample.score(output), output=output, wanted=list(sample.references))  # fmt: skip
-
-    def task(self, task: str, seed: int) -> None:
-        """One sample of a task with full attention."""
-        key = {"kind": "tasks", "task": task, "seed": seed}
-        if self.has(**key):
-            return
-        sample = self.sample(task, self.recipe.task_length, seed)
-        ids = torch.cat([self.lm.ids(sample.context), self.lm.ids(sample.question)], dim=1)
-        read, decoder = read_prompt(self.lm.model, ids), self.decoder("full", None)
-        decoder.start(read)
-        output = self.answers([decoder], read.logits[-1:], sample)[0]
-        self.add(**key, tokens=sample.tokens, score=round(sample.score(output), 4), output=output,
-                 wanted=list(sample.references))  # fmt: skip
+                score = round(sample.score(output), 4)
+                self.add(**key, late=late, method=method, budget=budget, tokens=sample.tokens, score=score,
+                         output=output, wanted=list(sample.references))  # fmt: skip
 
     def sample(self, task: str, length: int, seed: int) -> ruler.Sample:
         return ruler.make(task, length, self.count, seed=seed)
@@ -226,13 +227,12 @@ class Study:
     def answers(self, decoders: Sequence[Decoder], logits: torch.Tensor, sample: ruler.Sample) -> list[str]:
         """Greedy answers of decoders that have read the question, from the logits ``[n, vocabulary]`` after it.
 
-        An answer ends with the end of text, at its limit, or once it has all that is wanted: scores look for what
-        appears, so more text could change nothing.
+        An answer ends with the end of text, after the tokens that its task reserves for it, or once it has all that
+        is wanted: scores look for what appears, so more text could change nothing.
         """
-        most = min(sample.reserve, self.recipe.answer_slack + self.count(" ".join(sample.references)))
         made: list[list[int]] = [[] for _ in decoders]
         live = list(range(len(decoders)))
-        for place in range(most):
+        for place in range(sample.reserve):
             after = []
             for i, token in zip(live, logits.argmax(-1).tolist()):
                 if token == self.lm.model.config.eos_token_id:
@@ -241,7 +241,7 @@ class Study:
                 if sample.score(self.lm.tokenizer.decode(made[i])) < 1:
                     after.append(i)
             live = after
-            if not live or place == most - 1:
+            if not live or place == sample.reserve - 1:
                 break
             new = torch.tensor([[made[i][-1]] for i in live])
             logits = steps_together([decoders[i] for i in live], new)[:, -1]
@@ -260,8 +260,11 @@ class Study:
         for seed in range(samples):
             for task in recipe.needles if "needle" in parts else ():
                 self.needle(task, seed)
-            for task in ruler.TASKS if "tasks" in parts else ():
-                self.task(task, seed)
+        for compare in (False, True) if "tasks" in parts else ():
+            for seed in range(samples):
+                for task in recipe.compared if compare else ruler.TASKS:
+                    if task not in recipe.needles:
+                        self.task(task, seed, compare=compare)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -151,7 +151,7 @@ def test_bad_input_is_named(call, words):
 
 SMALL = budget_study.Recipe(
     prompt=80, tokens=4, budgets=(48, 64), mass_budgets=(48,), mass_tokens=4, mass_every=2, task_length=420,
-    needles=("niah_single_1",), needle_length=320, needle_budgets=(48,),
+    needles=("niah_single_1",), needle_length=320, needle_budgets=(48,), task_budget=48,
 )  # fmt: skip
 
 
@@ -165,7 +165,7 @@ def small(lm, tmp_path_factory):
     """A study of seconds, all parts of it."""
     study = budget_study.Study(tmp_path_factory.mktemp("study") / "r.json", SMALL, lm)
     study.run(("loss", "mass", "needle"), 1, 1)
-    study.task("niah_single_1", 0)
+    study.task("vt", 0, compare=True)
     return study
 
 
@@ -175,7 +175,7 @@ def test_every_run_is_there(small):
     assert kinds.count("loss") == 1 + 2 * others
     assert kinds.count("mass") == others
     assert kinds.count("needle") == 1 + others + len(SMALL.early)
-    assert kinds.count("tasks") == 1
+    assert kinds.count("tasks") == 1 + others
     assert json.loads(small.path.read_text()) == json.loads(json.dumps(small.record)), "saved as it ends"
 
 
@@ -209,14 +209,19 @@ def test_another_recipe_is_refused(small, lm):
         budget_study.Study(small.path, budget_study.Recipe(), lm)
 
 
-def test_an_answer_ends_when_it_has_all(small, lm):
-    """What the model says greedily, cut where the score is full or at the limit."""
-    row = next(r for r in small.record["rows"] if r["kind"] == "tasks")
-    sample = ruler.make("niah_single_1", SMALL.task_length, small.count, seed=0)
-    said = lm.generate(sample.prompt, small.count(sample.references[0]) + SMALL.answer_slack)
-    assert said.startswith(row["output"])
-    assert row["wanted"] == list(sample.references)
-    assert row["score"] == sample.score(row["output"]) == sample.score(said)
+def test_answers_are_what_the_model_says(small, lm):
+    """Greedily, cut where the score is full or at the tokens that the task reserves, and not before."""
+    for kind, task, length, tokens in (
+        ("needle", "niah_single_1", SMALL.needle_length, 20),
+        ("tasks", "vt", SMALL.task_length, ruler.RESERVE["vt"]),
+    ):
+        row = next(r for r in small.record["rows"] if (r["kind"], r["method"]) == (kind, "full"))
+        sample = ruler.make(task, length, small.count, seed=0)
+        said = lm.generate(sample.prompt, tokens)
+        assert said.startswith(row["output"])
+        assert row["wanted"] == list(sample.references)
+        assert row["score"] == sample.score(row["output"]) == sample.score(said)
+        assert row["output"] == said or row["score"] == 1
 
 
 def test_tables_and_pictures(small):
@@ -229,7 +234,11 @@ def test_tables_and_pictures(small):
     }
     assert len([r for r in budget_record.needles(record) if r["late"]]) == len(METHODS)
     assert {r["samples"] for r in budget_record.needles(record)} == {1}
-    assert set(budget_record.solved(record)) == {"niah_single_1"}
+    found = budget_record.tasks(record)
+    assert [(row["task"], row["samples"], set(row["scores"])) for row in found] == [
+        ("niah_single_1", 1, set(METHODS)),
+        ("vt", 1, set(METHODS)),
+    ]
     assert np.array(budget_record.masses(record)[0]["mass"]).shape == (30, 9)
     for figure, panels in (
         (figures.perplexity_against_budget(record), 1),
@@ -287,7 +296,11 @@ def test_the_record_is_whole():
         (m, b) for m in METHODS if m != "full" for b in recipe.needle_budgets
     }
     assert all(set(r["by_task"]) == set(recipe.needles) for r in late)
-    assert set(budget_record.solved(found)) == set(ruler.TASKS)
+    asked = budget_record.tasks(found)
+    assert [r["task"] for r in asked] == list(ruler.TASKS)
+    assert all(r["samples"] >= 2 for r in asked)
+    compared = {*recipe.needles, *recipe.compared}
+    assert all(set(r["scores"]) == (set(METHODS) if r["task"] in compared else {"full"}) for r in asked)
 
 
 @recorded
