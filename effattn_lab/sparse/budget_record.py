@@ -40,11 +40,15 @@ def perplexities(record: dict[str, Any]) -> list[dict[str, Any]]:
 
     Returns:
         ``method``, ``budget``, ``perplexity`` (``exp`` of the mean loss), ``worse`` (over full attention's, minus
-        1), ``read`` (tokens a head and step), ``by_text``, ``tokens`` judged.
+        1), ``read`` (tokens a head and step), ``by_text``, ``tokens`` judged; ``far`` and ``other``, mean losses in
+        nats of tokens that can be looked up far back and of all others, and ``far_tokens``.
     """
     table = []
     for (method, budget), rows in _groups(record, "loss", ("method", "budget"), ("text",)).items():
         nats = {text: row["nats"] for (text,), row in rows.items()}
+        every, far = (sum(row[n] for row in rows.values()) for n in ("tokens", "far_tokens"))
+        far_sum = sum(row["far_nats"] * row["far_tokens"] for row in rows.values())
+        every_sum = sum(row["nats"] * row["tokens"] for row in rows.values())
         table.append(
             {
                 "method": method,
@@ -52,7 +56,10 @@ def perplexities(record: dict[str, Any]) -> list[dict[str, Any]]:
                 "perplexity": math.exp(sum(nats.values()) / len(nats)),
                 "read": sum(row["read"] for row in rows.values()) / len(rows),
                 "by_text": {text: math.exp(x) for text, x in nats.items()},
-                "tokens": sum(row["tokens"] for row in rows.values()),
+                "tokens": every,
+                "far": far_sum / max(far, 1),
+                "other": (every_sum - far_sum) / max(every - far, 1),
+                "far_tokens": far,
             }
         )
     full = next(row["perplexity"] for row in table if row["method"] == "full")
@@ -87,10 +94,12 @@ def needles(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def masses(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """For each method and budget, means over texts: ``mass``, ``recall`` ``[layers][heads]``, ``read``."""
+    """For each method and budget, means over texts: ``mass``, ``recall``, ``error`` ``[layers][heads]``, ``read``."""
     table = []
     for (method, budget), rows in _groups(record, "mass", ("method", "budget"), ("text",)).items():
-        found = {k: np.mean([row[k] for row in rows.values()], axis=0) for k in ("mass", "recall", "read")}
+        found = {
+            k: np.mean([row[k] for row in rows.values()], axis=0) for k in ("mass", "recall", "error", "read")
+        }
         table.append({"method": method, "budget": budget, **{k: v.tolist() for k, v in found.items()}})
     return table
 

@@ -3,7 +3,8 @@
 ``python -m effattn_lab.sparse.budget_study --out FILE`` runs what FILE lacks and keeps each run in it as it ends.
 ``--part`` chooses one of:
 
-* ``loss``: perplexity of the tokens after a prompt, on real text, against the budget;
+* ``loss``: perplexity of the tokens after a prompt, on real text, against the budget; apart for tokens that can be
+  looked up far back;
 * ``mass``: share of the softmax that a choice holds, and recall of the best keys, for each layer and head;
 * ``needle``: a fact in a long text. *Late*, the text is read first and the question arrives token by token, when
   methods that drop tokens have dropped them; early, the question is part of the prompt;
@@ -33,7 +34,7 @@ from effattn_lab._atomic import write_atomic
 from effattn_lab._command import bad_values, file_to_write, positive
 from effattn_lab.models.decode import Decoder, Prompt, read_prompt, steps_together
 from effattn_lab.models.smollm2 import SmolLM2
-from effattn_lab.sparse.budget_methods import METHODS, judge, key_statistics
+from effattn_lab.sparse.budget_methods import METHODS, judge, key_statistics, recalled
 from effattn_lab.tasks import ruler
 from effattn_lab.tasks.text import stdlib_source, topics
 
@@ -55,6 +56,7 @@ class Recipe:
     Attributes:
         prompt, tokens: of ``loss``: read at once, and then one by one through the caches.
         budgets: tokens a query head may read in a layer.
+        far: a token is far if its pair with the token before it came last more than so many tokens ago.
         dense_layers: first layers that read everything.
         mass_budgets, mass_tokens, mass_every: of ``mass``: see :func:`effattn_lab.sparse.budget_methods.judge`.
         needles, needle_length, needle_budgets: of ``needle``; prompt and answer take at most so many tokens.
@@ -66,6 +68,7 @@ class Recipe:
     prompt: int = 1024
     tokens: int = 128
     budgets: tuple[int, ...] = (64, 128, 256, 512)
+    far: int = 64
     dense_layers: int = 2
     mass_budgets: tuple[int, ...] = (64, 256)
     mass_tokens: int = 64
@@ -118,7 +121,7 @@ class Study:
         head = {k: v for k, v in self.record.items() if k != "rows"}
         text = f'{json.dumps(head, indent=1)[:-2]},\n "rows": [\n  {rows}\n ]\n}}\n'
         write_atomic(self.path, text.encode())
-        shown = {k: v for k, v in row.items() if k not in ("mass", "oracle", "recall")}
+        shown = {k: v for k, v in row.items() if k not in ("mass", "oracle", "recall", "error")}
         print(" ".join(f"{k}={v!r}" for k, v in shown.items()), flush=True)
 
     def decoder(self, method: str, budget: int | None) -> Decoder:
@@ -133,6 +136,7 @@ class Study:
         """Loss of ``tokens`` tokens after a prompt, a row for each method and budget."""
         source, begin = TEXTS[text]
         ids = self.ids(source, begin, prompt + tokens + 1)
+        far = torch.tensor(recalled(ids[0].tolist(), prompt + 1, self.recipe.far))
         read: Prompt | None = None
         for method, own in self.wanted(budgets):
             key = {"kind": kind, "text": text, "method": method}
@@ -151,6 +155,8 @@ class Study:
                     budget=budget,
                     nats=round(each.mean().item(), 5),
                     tokens=tokens,
+                    far_nats=round(each[far].mean().item(), 5) if far.any() else 0.0,
+                    far_tokens=int(far.sum()),
                     read=round(decoder.read(), 2),
                     seconds=round(time.process_time() - since, 1),
                 )
