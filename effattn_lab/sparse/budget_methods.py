@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from effattn_lab._validate import check_positive_int
 from effattn_lab.models.decode import Make, Prompt, rope_base
@@ -101,6 +103,22 @@ def _top_share(k: torch.Tensor) -> float:
     return (energy.topk(TOP, dim=-1).values.sum(-1) / energy.sum(-1)).mean().item()
 
 
+def recalled(tokens: Sequence[int], begin: int, beyond: int) -> list[bool]:
+    """For each token from ``begin`` on: has it followed its predecessor before, last time over ``beyond`` tokens ago?
+
+    Such a token can be looked up in the text, and not in its last ``beyond`` tokens (Arora et al. 2024, Zoology, call
+    it a recall of a pair).
+    """
+    check_positive_int("begin", begin)
+    last: dict[tuple[int, int], int] = {}
+    found = []
+    for t, pair in enumerate(pairwise(tokens), 1):
+        if t >= begin:
+            found.append(pair in last and t - last[pair] > beyond)
+        last[pair] = t
+    return found
+
+
 def chosen(cache: DecodeCache, q: torch.Tensor, budget: int) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Which tokens ``cache.attend(q, budget)``, just called, read.
 
@@ -139,13 +157,14 @@ def judge(make: Make, prompt: Prompt, begin: int, budget: int, every: int = 8) -
 
     Returns:
         ``mass``: share of the softmax held, ``[layers][Hq]``; ``oracle``: the most that ``budget`` keys hold;
-        ``recall``: share of those keys that were read; ``read``: tokens read, a mean.
+        ``recall``: share of those keys that were read; ``error``: of the output, root of the mean square over that
+        of full attention's; ``read``: tokens read, a mean.
     """
     for name, value in (("begin", begin), ("budget", budget), ("every", every)):
         check_positive_int(name, value)
     if begin >= prompt.length:
         raise ValueError(f"begin: expected fewer than the {prompt.length} tokens of the text, got {begin}")
-    out: dict[str, Any] = {"mass": [], "oracle": [], "recall": []}
+    out: dict[str, Any] = {"mass": [], "oracle": [], "recall": [], "error": []}
     read, judged = 0.0, 0
     for q, k, v in prompt.layers:
         v = v.clone()
@@ -153,15 +172,20 @@ def judge(make: Make, prompt: Prompt, begin: int, budget: int, every: int = 8) -
         cache = make()
         cache.scale = prompt.scale
         cache.prefill(q[:, :, :begin], k[:, :, :begin], v[:, :, :begin])
-        sums = torch.zeros(3, q.shape[1])
+        sums, off = torch.zeros(3, q.shape[1]), torch.zeros(2, q.shape[1])
         count = 0
         for t in range(begin, prompt.length):
             query = q[:, :, t : t + 1]
             cache.append(k[:, :, t : t + 1], v[:, :, t : t + 1])
-            cache.attend(query, budget)
+            got = cache.attend(query, budget)
             if (t - begin) % every:
                 continue
             seen = k[:, :, : t + 1]
+            want = F.scaled_dot_product_attention(
+                query, seen, v[:, :, : t + 1], scale=prompt.scale, enable_gqa=True
+            )
+            # Without the channel that holds positions.
+            off += torch.stack([x[0, :, 0, 1:].square().sum(dim=-1) for x in (got - want, want)])
             index, valid = chosen(cache, query, budget)
             best = decode_scores(query, seen, scale=prompt.scale).topk(min(budget, t + 1), dim=-1).indices
             taken = torch.zeros(q.shape[1], t + 1, dtype=torch.bool)
@@ -171,7 +195,7 @@ def judge(make: Make, prompt: Prompt, begin: int, budget: int, every: int = 8) -
             sums[2] += taken.gather(1, best[0]).float().mean(dim=1)
             read, count = read + cache.read, count + 1
         judged += count
-        for name, row in zip(("mass", "oracle", "recall"), sums / count):
+        for name, row in zip(out, [*(sums / count), (off[0] / off[1]).sqrt()]):
             out[name].append([round(x, 4) for x in row.tolist()])
     out["read"] = round(read / judged, 2)
     return out

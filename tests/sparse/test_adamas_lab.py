@@ -67,7 +67,8 @@ def test_costs():
         ),
         (lambda: cost.code_bytes(0, 128), "seqlen: expected an integer of at least 1, got 0"),
         (lambda: latency.words_first(torch.zeros(1, 2, 3).int()), "codes: expected int32"),
-        (lambda: latency.rows([0], 0.001), "seqlen: expected an integer of at least 1, got 0"),
+        (lambda: latency.rows([0], 3), "seqlen: expected an integer of at least 1, got 0"),
+        (lambda: latency.rows([64], 2), "rounds: expected at least 3, got 2"),
         (lambda: latency.select(np.zeros((1, 4), dtype=np.uint16), 0), "budget: expected an integer"),
         (lambda: cost.hadamard_adds(0), "head_dim: expected an integer of at least 1, got 0"),
     ],
@@ -99,16 +100,39 @@ def test_the_fast_selection_has_the_rule_for_ties(budget, kinds):
 
 
 def test_latency_rows_are_checked_and_whole():
-    (row,) = latency.rows([512], min_run_time=0.001)
+    (row,) = latency.rows([512], rounds=3)
     assert row["correct"]
     assert row["ratio"] == row["full"] / row["step"]
     assert min(row[part] for part in ("encode", "estimate", "select", "attend")) > 0
 
 
+def test_the_record_holds_the_bar_and_what_the_chapter_says_of_it():
+    """No clock here: the figures of one run, which every change of the step has to measure again."""
+    rows = {row["seqlen"]: row for row in latency.recorded()["rows"]}
+    assert tuple(rows) == latency.LENGTHS
+    assert all(row["correct"] and row["budget"] == latency.BUDGET == 128 for row in rows.values())
+    for row in rows.values():
+        assert row["ratio"] == pytest.approx(row["full"] / row["step"])
+        assert row["step"] < 1.4 * sum(row[part] for part in ("encode", "estimate", "select", "attend"))
+    assert rows[65536]["ratio"] >= 3, "the bar"
+    assert 8.5 < rows[65536]["ratio"] < 9, "8.7 times faster"
+    assert rows[4096]["ratio"] < 1, "at 4K the step loses"
+    assert 0.25 < rows[4096]["encode"] / rows[4096]["step"] < 0.4, "the query's code is a third of it"
+    for n, row in rows.items():
+        assert 0.13 < row["encode"] < 0.15, "level, 0.14 ms"
+        assert 0.045 < row["attend"] < 0.055, "level, 0.05 ms"
+        assert (row["estimate"] > 0.5 * row["step"]) == (n >= 16384), "half of the step from 16K on"
+        dense = latency.NUM_HEADS * 8 * latency.HEAD_DIM * n / row["full"]
+        scan = latency.NUM_HEADS * latency.HEAD_DIM / 4 * n / row["estimate"]
+        assert scan < dense / 2.5, "the scan reads far more slowly than full attention"
+    with_floats = 8 * 128 * 65536 / ((128 / 4 + 4) * 65536 + 8 * 128 * 128)
+    assert round(with_floats) == 27, "what bytes would allow"
+
+
 def test_a_wrong_step_gets_no_time(monkeypatch):
     estimate = latency.estimate
     monkeypatch.setattr(latency, "estimate", lambda q, k: estimate(q, k) + np.uint16(1))
-    (row,) = latency.rows([256], min_run_time=0.001)
+    (row,) = latency.rows([256], rounds=3)
     assert not row["correct"]
     assert row["ratio"] is None
     assert row["step"] is None
@@ -120,5 +144,14 @@ def test_pictures_draw():
     figures.codes_picture()
     figures.distance_picture(200)
     figures.energy_picture({"layer 0": (torch.rand(64), torch.rand(64))})
-    row = {"seqlen": 4096, "full": 5.0, "estimate": 1.0, "select": 0.2, "attend": 0.1}
-    figures.time_picture([row])
+    row = {
+        "seqlen": 512,
+        "full": 5.0,
+        "step": 1.4,
+        "encode": 0.1,
+        "estimate": 1.0,
+        "select": 0.2,
+        "attend": 0.1,
+    }
+    picture = figures.time_picture([row, {**row, "seqlen": 1024}])
+    assert [text.get_text() for text in picture.axes[0].get_xticklabels()] == ["0.5K", "1K"]

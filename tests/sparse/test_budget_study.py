@@ -15,7 +15,7 @@ from effattn_lab.figures import budget as figures
 from effattn_lab.models import smollm2
 from effattn_lab.models.decode import Prompt
 from effattn_lab.sparse import budget_record, budget_study
-from effattn_lab.sparse.budget_methods import METHODS, chosen, judge, key_statistics
+from effattn_lab.sparse.budget_methods import METHODS, chosen, judge, key_statistics, recalled
 from effattn_lab.sparse.cache import gather_attention
 from effattn_lab.sparse.codes import hadamard
 from effattn_lab.sparse.eviction import SnapKVCache
@@ -73,9 +73,10 @@ def test_chosen_is_what_was_read(name, budget):
 def test_judge(name):
     prompt = text()
     found = judge(MAKERS[name], prompt, 70, 48, every=3)
-    mass, best, recall = (np.array(found[k]) for k in ("mass", "oracle", "recall"))
-    assert mass.shape == best.shape == recall.shape == (2, 4)
+    mass, best, recall, error = (np.array(found[k]) for k in ("mass", "oracle", "recall", "error"))
+    assert mass.shape == best.shape == recall.shape == error.shape == (2, 4)
     assert (recall <= 1).all()
+    assert (error < 1e-4 if name == "full" else error > 1e-3).all()
     if name in ("full", "oracle"):
         assert (recall == 1).all()
         np.testing.assert_allclose(mass, best if name == "oracle" else 1, atol=2e-4)
@@ -88,6 +89,7 @@ def test_judge(name):
     whole = judge(MAKERS[name], prompt, 70, 90)
     np.testing.assert_allclose(whole["mass"], 1, atol=2e-4)
     np.testing.assert_allclose(whole["recall"], 1, atol=2e-4)
+    np.testing.assert_allclose(whole["error"], 0, atol=2e-4)
 
 
 def test_judge_by_hand():
@@ -95,17 +97,28 @@ def test_judge_by_hand():
     n, dim = 40, 16
     k = 0.01 * torch.randn(1, 1, n, dim, generator=torch.Generator().manual_seed(0))
     k[:, :, 10] = 3.0
-    q = torch.ones(1, 1, n, dim)
-    prompt = Prompt(((q, k, torch.zeros(1, 1, n, dim)),), None, torch.zeros(1, 3))
-    held = {
-        name: judge(MAKERS[name], prompt, n - 1, 16)["mass"][0][0]
-        for name in ("oracle", "streaming", "quest")
-    }
+    q, v = torch.ones(1, 1, n, dim), torch.zeros(1, 1, n, dim)
+    v[:, :, 10] = 1.0
+    prompt = Prompt(((q, k, v),), None, torch.zeros(1, 3))
+    judged = {name: judge(MAKERS[name], prompt, n - 1, 16) for name in ("oracle", "streaming", "quest")}
+    held = {name: found["mass"][0][0] for name, found in judged.items()}
+    assert judged["oracle"]["error"][0][0] < 0.01
+    assert judged["streaming"]["error"][0][0] == pytest.approx(1, abs=1e-3), "it reads zeros alone"
     assert held["oracle"] > 0.99
     assert held["streaming"] < 0.01
     # 16 keys are one page for Quest, and the current page is always read.
     assert held["quest"] < 0.01
     assert judge(MAKERS["quest"], prompt, n - 1, 32)["mass"][0][0] > 0.99
+
+
+def test_recalled():
+    """Pairs of text: (5, 6) comes at 1, 4 and 9, (7, 5) at 3 and 11, all others once."""
+    tokens = [5, 6, 7, 5, 6, 1, 2, 3, 5, 6, 7, 5]
+    found = recalled(tokens, 1, 2)
+    assert [t for t, far in enumerate(found, 1) if far] == [4, 9, 10, 11]
+    assert [t for t, far in enumerate(recalled(tokens, 1, 4), 1) if far] == [9, 10, 11]
+    assert [t for t, far in enumerate(recalled(tokens, 1, 5), 1) if far] == [10, 11], "9 had come at 4"
+    assert recalled(tokens, 9, 5) == [False, True, True]
 
 
 def test_statistics():
@@ -150,8 +163,9 @@ def test_bad_input_is_named(call, words):
 
 
 SMALL = budget_study.Recipe(
-    prompt=80, tokens=4, budgets=(48, 64), mass_budgets=(48,), mass_tokens=4, mass_every=2, task_length=420,
-    needles=("niah_single_1",), needle_length=320, needle_budgets=(48,),
+    prompt=128, tokens=4, budgets=(48, 64), mass_budgets=(48,), mass_tokens=4, mass_every=2, task_length=420,
+    needles=("niah_single_1",), needle_length=320, needle_budgets=(48,), task_budget=48,
+    far=8,
 )  # fmt: skip
 
 
@@ -165,7 +179,7 @@ def small(lm, tmp_path_factory):
     """A study of seconds, all parts of it."""
     study = budget_study.Study(tmp_path_factory.mktemp("study") / "r.json", SMALL, lm)
     study.run(("loss", "mass", "needle"), 1, 1)
-    study.task("niah_single_1", 0)
+    study.task("vt", 0, compare=True)
     return study
 
 
@@ -175,19 +189,27 @@ def test_every_run_is_there(small):
     assert kinds.count("loss") == 1 + 2 * others
     assert kinds.count("mass") == others
     assert kinds.count("needle") == 1 + others + len(SMALL.early)
-    assert kinds.count("tasks") == 1
+    assert kinds.count("tasks") == 1 + others
     assert json.loads(small.path.read_text()) == json.loads(json.dumps(small.record)), "saved as it ends"
 
 
 def test_full_attention_is_the_model(small, lm):
     row = next(r for r in small.record["rows"] if r["kind"] == "loss" and r["method"] == "full")
     source, begin = budget_study.TEXTS["docs"]
-    ids = small.ids(source, begin, 85)
+    ids = small.ids(source, begin, 133)
     with torch.no_grad():
         logits = lm.model(ids, use_cache=False).logits[0]
-    want = torch.nn.functional.cross_entropy(logits[80:84], ids[0, 81:]).item()
-    assert row["nats"] == pytest.approx(want, abs=1e-3)
-    assert row["read"] == pytest.approx(82.5)
+    want = torch.nn.functional.cross_entropy(logits[128:132], ids[0, 129:], reduction="none")
+    assert row["nats"] == pytest.approx(want.mean().item(), abs=1e-3)
+    assert row["read"] == pytest.approx(130.5)
+    pairs = list(zip(ids[0].tolist(), ids[0, 1:].tolist()))  # pairs[t - 1] ends with token t
+    far = [
+        t
+        for t in range(129, 133)
+        if pairs[t - 1] in pairs[: t - 9] and pairs[t - 1] not in pairs[t - 9 : t - 1]
+    ]
+    assert row["far_tokens"] == len(far) > 0
+    assert row["far_nats"] == pytest.approx(want[[t - 129 for t in far]].mean().item(), abs=1e-3)
 
 
 def test_it_goes_on_where_it_stopped(small, lm, monkeypatch):
@@ -209,14 +231,19 @@ def test_another_recipe_is_refused(small, lm):
         budget_study.Study(small.path, budget_study.Recipe(), lm)
 
 
-def test_an_answer_ends_when_it_has_all(small, lm):
-    """What the model says greedily, cut where the score is full or at the limit."""
-    row = next(r for r in small.record["rows"] if r["kind"] == "tasks")
-    sample = ruler.make("niah_single_1", SMALL.task_length, small.count, seed=0)
-    said = lm.generate(sample.prompt, small.count(sample.references[0]) + SMALL.answer_slack)
-    assert said.startswith(row["output"])
-    assert row["wanted"] == list(sample.references)
-    assert row["score"] == sample.score(row["output"]) == sample.score(said)
+def test_answers_are_what_the_model_says(small, lm):
+    """Greedily, cut where the score is full or at the tokens that the task reserves, and not before."""
+    for kind, task, length, tokens in (
+        ("needle", "niah_single_1", SMALL.needle_length, 20),
+        ("tasks", "vt", SMALL.task_length, ruler.RESERVE["vt"]),
+    ):
+        row = next(r for r in small.record["rows"] if (r["kind"], r["method"]) == (kind, "full"))
+        sample = ruler.make(task, length, small.count, seed=0)
+        said = lm.generate(sample.prompt, tokens)
+        assert said.startswith(row["output"])
+        assert row["wanted"] == list(sample.references)
+        assert row["score"] == sample.score(row["output"]) == sample.score(said)
+        assert row["output"] == said or row["score"] == 1
 
 
 def test_tables_and_pictures(small):
@@ -229,7 +256,11 @@ def test_tables_and_pictures(small):
     }
     assert len([r for r in budget_record.needles(record) if r["late"]]) == len(METHODS)
     assert {r["samples"] for r in budget_record.needles(record)} == {1}
-    assert set(budget_record.solved(record)) == {"niah_single_1"}
+    found = budget_record.tasks(record)
+    assert [(row["task"], row["samples"], set(row["scores"])) for row in found] == [
+        ("niah_single_1", 1, set(METHODS)),
+        ("vt", 1, set(METHODS)),
+    ]
     assert np.array(budget_record.masses(record)[0]["mass"]).shape == (30, 9)
     for figure, panels in (
         (figures.perplexity_against_budget(record), 1),
@@ -240,6 +271,22 @@ def test_tables_and_pictures(small):
     ):
         assert len(figure.axes) == panels
         figure.canvas.draw()
+
+
+def test_far_tokens_apart():
+    """Two texts: the mean over all is kept, and far tokens count once each, not once a text."""
+    row = {"kind": "loss", "method": "full", "budget": None, "read": 1.0, "tokens": 10}
+    found = budget_record.perplexities(
+        {
+            "rows": [
+                row | {"text": "a", "nats": 2.0, "far_nats": 5.0, "far_tokens": 1},
+                row | {"text": "b", "nats": 3.0, "far_nats": 1.0, "far_tokens": 3},
+            ]
+        }
+    )[0]
+    assert found["perplexity"] == pytest.approx(math.exp(2.5))
+    assert (found["far"], found["far_tokens"]) == (2.0, 4)
+    assert found["other"] == pytest.approx((20 + 30 - 8) / 16)
 
 
 def test_only_what_all_have_run_on_is_compared(small):
@@ -287,7 +334,11 @@ def test_the_record_is_whole():
         (m, b) for m in METHODS if m != "full" for b in recipe.needle_budgets
     }
     assert all(set(r["by_task"]) == set(recipe.needles) for r in late)
-    assert set(budget_record.solved(found)) == set(ruler.TASKS)
+    asked = budget_record.tasks(found)
+    assert [r["task"] for r in asked] == list(ruler.TASKS)
+    assert all(r["samples"] >= 2 for r in asked)
+    compared = {*recipe.needles, *recipe.compared}
+    assert all(set(r["scores"]) == (set(METHODS) if r["task"] in compared else {"full"}) for r in asked)
 
 
 @recorded
