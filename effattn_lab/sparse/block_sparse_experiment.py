@@ -48,7 +48,13 @@ RULES = {
 
 
 def truth(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, *, queries: int = QUERIES, block: int = BLOCK
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: float,
+    *,
+    queries: int = QUERIES,
+    block: int = BLOCK,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Full softmax of the last queries, summed over blocks of keys, and each block's share of the output.
 
@@ -136,7 +142,13 @@ def judge(mass: torch.Tensor, parts: torch.Tensor, keep: torch.Tensor) -> tuple[
 
 
 def layer_rows(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, *, queries: int = QUERIES, block: int = BLOCK
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: float,
+    *,
+    queries: int = QUERIES,
+    block: int = BLOCK,
 ) -> dict[str, Any]:
     """One layer of the study: ``rules`` by label and budget, ``taus`` by threshold, each ``[mass, error]``.
 
@@ -145,7 +157,10 @@ def layer_rows(
     mass, parts = truth(q, k, v, scale, queries=queries, block=block)
     n = mass.shape[-1]
     lines = queries // block
-    rows = {"block": torch.arange(n - lines, n), "query": torch.arange(n * block - queries, n * block) // block}
+    rows = {
+        "block": torch.arange(n - lines, n),
+        "query": torch.arange(n * block - queries, n * block) // block,
+    }
     found: dict[str, Any] = {"rules": {}, "taus": {}}
     for name, score in scores(q, k, mass, block=block).items():
         found["rules"][name] = []
