@@ -112,7 +112,7 @@ def reached(keeps: Mapping[str, torch.Tensor], reached_by: Mapping[str, Sequence
             size = {"linewidth": 4.5 - 0.7 * place, "markersize": 9.0 - place}
             mark, color = "os^DvP"[place], style.CYCLE[place]
             ax.plot(range(1, len(share) + 1), share, mark + "-", color=color, label=name, **size)
-        ax.set(xlabel="layers", ylabel="% of the text that the last token knows", ylim=(0, 104))
+        ax.set(xlabel="layers", ylabel="% of the text\nthat the last token knows", ylim=(0, 104))
         ax.legend()
     plt.close(fig)
     return fig
@@ -135,9 +135,7 @@ def masses(mass: Mapping[str, Sequence[Sequence[float]]], layers: Sequence[int] 
                 for row, spread, layer, color, mark in zip(heads, at, layers, style.CYCLE, "os^D"):
                     label = f"layer {layer}" if y == 0 else None
                     ax.plot(row, spread, mark, color=color, markersize=4, alpha=0.8, label=label)
-            ax.plot(
-                [heads.mean()] * 2, [y - 0.34, y + 0.34], color=style.PALETTE["vermillion"], linewidth=2.6
-            )
+            ax.plot([heads.mean()] * 2, [y - 0.34, y + 0.34], color=style.COLORS["text"], linewidth=2.6)
         ax.set_yticks(range(len(names)), names)
         ax.invert_yaxis()
         if layers is not None:
