@@ -161,6 +161,25 @@ def test_rivals_of_a_router():
     assert [o["accuracy"] for o in entry["own"]] == [6 / 8, 6 / 8]
 
 
+def test_one_mask_a_task_is_as_good_as_the_router():
+    """In the record: with the nearest whole number of sparse heads, in every row and for both tasks."""
+    for row in study.recorded()["results"]:
+        for task in TASKS:
+            assert abs(row[f"own_sparsity_{task}"] - row[f"sparsity_{task}"]) <= 1 / 16
+            assert row[f"own_{task}"] >= row[f"routed_{task}"], (row["seed"], row["variant"], task)
+
+
+def test_a_router_with_targets_beats_one_mask_for_both_tasks():
+    """In the record: more accurate in the mean of both tasks, and not less sparse. One target is not enough."""
+    worse = []
+    for row in study.recorded()["results"]:
+        assert row["rival_sparsity"] <= row["mean_sparsity"]
+        gain = sum(row[f"routed_{t}"] - row[f"rival_{t}"] for t in TASKS)
+        if gain <= 0:
+            worse.append((row["seed"], row["variant"]))
+    assert worse == [(0, "one target")]
+
+
 def test_a_record_without_missing_seeds_is_not_run_again(tmp_path, capsys):
     """Its runs stay, its results are computed anew."""
     record = study.recorded()
