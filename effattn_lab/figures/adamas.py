@@ -142,12 +142,14 @@ def time_picture(rows: Sequence[Mapping[str, float]]) -> Figure:
     """Milliseconds of full attention, of a whole step and of its four parts, against the length.
 
     Args:
-        rows: one a length: ``seqlen``, ``full``, ``step``, ``encode``, ``estimate``, ``select``, ``attend``.
+        rows: one a length: ``seqlen``, ``full``, ``step``, ``encode``, ``estimate``, ``select``, ``attend``; and
+            perhaps ``read``, what merely reading keys and values takes.
     """
     import matplotlib.pyplot as plt
 
     looks = (
         ("full", "full attention", "-", "o", "black", 2.4),
+        ("read", "reading K and V", "-.", "+", "grey", 1.8),
         ("step", "whole step", "-", "s", "vermillion", 2.4),
         ("estimate", "estimate", "--", "^", "blue", 1.4),
         ("select", "select", "--", "v", "green", 1.4),
@@ -158,6 +160,8 @@ def time_picture(rows: Sequence[Mapping[str, float]]) -> Figure:
         fig, axis = plt.subplots(figsize=(7.4, 4.2), layout="constrained")
         seqlens = [row["seqlen"] for row in rows]
         for part, label, dash, marker, color, width in looks:
+            if part not in rows[0]:
+                continue
             values = [row[part] for row in rows]
             axis.plot(
                 seqlens, values, dash, marker=marker, markersize=5, linewidth=width,
