@@ -321,6 +321,7 @@ def test_tables_and_pictures(small):
     assert [r["method"] for r in budget_record.masses(record, "codes")] == list(VARIANTS)
     for figure, panels in (
         (figures.perplexity_against_budget(record), 1),
+        (figures.excess_by_token(record, 48), 1),
         (figures.needles_against_budget(record), 1),
         (figures.mass_by_layer(record), 1),
         (figures.lost_by_head(record, 48), 4),
