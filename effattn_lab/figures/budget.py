@@ -75,7 +75,7 @@ def excess_by_token(record: dict[str, Any], budget: int) -> Figure:
     full = next(row for row in table if row["method"] == "full")
     rows = [next(r for r in table if (r["method"], r["budget"]) == (name, budget)) for name in LOOKS]
     fig, axes = plt.subplots(figsize=(WIDTH, 4.6), layout="constrained")
-    places = np.arange(len(rows))[::-1]
+    places, ends = np.arange(len(rows))[::-1], [0.0]
     for kind, shift, color, hatch, label in (
         ("far", 0.2, PALETTE["vermillion"], "//", f"the {full['far_tokens']} that can be looked up far back"),
         ("other", -0.2, PALETTE["sky"], "", f"the {full['tokens'] - full['far_tokens']} others"),
@@ -90,12 +90,14 @@ def excess_by_token(record: dict[str, Any], budget: int) -> Figure:
             edgecolor=PALETTE["white"],
             label=label,
         )
-        axes.bar_label(bars, fmt="%.2f", padding=3)
+        axes.bar_label(bars, labels=[f"{x:.2f}".replace("-", "\u2212") for x in extra], padding=3)
+        ends += extra
     axes.axvline(0, color=COLORS["muted"], linewidth=1)
     axes.set_yticks(places, labels=[METHODS[row["method"]].label for row in rows])
     axes.set_xlabel(f"loss above full attention's, nats a token, budget {budget}")
     axes.grid(axis="y", visible=False)
-    axes.margins(x=0.12)
+    room = 0.14 * (max(ends) - min(ends))  # for the numbers
+    axes.set_xlim(min(ends) - room, max(ends) + room)
     fig.legend(loc="outside lower center", ncols=2)
     return fig
 

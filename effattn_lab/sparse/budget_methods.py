@@ -14,7 +14,7 @@ from effattn_lab._validate import check_positive_int
 from effattn_lab.models.decode import Make, Prompt, rope_base
 from effattn_lab.sparse.adamas import AdamasCache, code_distances, encode, select_nearest
 from effattn_lab.sparse.cache import DecodeCache, FullCache, captured_mass, decode_scores
-from effattn_lab.sparse.codes import hadamard
+from effattn_lab.sparse.codes import THRESHOLDS, hadamard
 from effattn_lab.sparse.eviction import H2OCache, SnapKVCache
 from effattn_lab.sparse.quest import OracleCache, QuestCache, page_scores, select_pages
 from effattn_lab.sparse.streaming import StreamingCache
@@ -88,27 +88,26 @@ class FittedAdamasCache(AdamasCache):
         return code_distances(codes, self.codes)
 
 
-def _variant(transform: bool, fit: bool, centre: bool) -> Method:
-    words = [
-        "codes of kH" if transform else "codes of k",
-        "thresholds of the layer, queries apart" if fit else "one threshold",
-        *(["mean key taken off"] if centre else []),
-    ]
-    return Method(
-        ", ".join(words),
-        lambda model, thresholds: (
-            lambda: FittedAdamasCache(fit=fit, centre=centre, thresholds=thresholds, transform=transform)
-        ),
-    )
+#: How the thresholds of a variant are set, in words: as released, ``thresholds`` for all, or by the prompt.
+CHOICES = {"released": "thresholds ±10", "one": "one pair of thresholds", "fit": "thresholds of the layer"}
+
+
+def _variant(transform: bool, choice: str, centre: bool) -> Method:
+    code = "codes of kH" if transform else "codes of k"
+
+    def make(model: Any, thresholds: Sequence[float]) -> Make:
+        pair = THRESHOLDS if choice == "released" else thresholds
+        return lambda: FittedAdamasCache(
+            fit=choice == "fit", centre=centre, thresholds=pair, transform=transform
+        )
+
+    return Method(f"{code}, {CHOICES[choice]}{', mean key taken off' if centre else ''}", make)
 
 
 #: What may be at fault where the transform doesn't help: Adamas with one thing changed at a time.
 VARIANTS: dict[str, Method] = {
-    f"{'hadamard' if transform else 'raw'}{'_fit' * fit}{'_centred' * centre}": _variant(
-        transform, fit, centre
-    )
-    for centre in (False, True)
-    for fit in (False, True)
+    f"{'hadamard' if transform else 'raw'}_{choice}{'_centred' * centre}": _variant(transform, choice, centre)
+    for choice, centre in (("released", False), ("one", False), ("fit", False), ("fit", True))
     for transform in (False, True)
 }
 

@@ -183,13 +183,15 @@ class Study:
                 self.add(**key, **found)
 
     def codes(self, text: str) -> None:
-        """Variants of Adamas: judged at the smallest budget; loss of the fitted ones at the two smallest."""
+        """Variants of Adamas, judged and their loss, at the smallest budget."""
         recipe = self.recipe
         self.masses("codes", text, [(name, [recipe.mass_budgets[0]]) for name in VARIANTS])
-        fitted: list[tuple[str, list[int | None]]] = [
-            (name, [*recipe.budgets[:2]]) for name in ("hadamard_fit", "raw_fit")
+        new: list[tuple[str, list[int | None]]] = [
+            (name, [recipe.budgets[0]])
+            for name in VARIANTS
+            if "_one" not in name and "_centred" not in name  # the first are in ``loss``
         ]
-        self.losses("codes_loss", text, recipe.prompt, recipe.tokens, fitted)
+        self.losses("codes_loss", text, recipe.prompt, recipe.tokens, new)
 
     def needle(self, task: str, seed: int) -> None:
         """One sample, all methods and budgets at once, question late and early."""

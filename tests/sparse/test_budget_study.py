@@ -25,7 +25,7 @@ from effattn_lab.sparse.budget_methods import (
     recalled,
 )
 from effattn_lab.sparse.cache import gather_attention
-from effattn_lab.sparse.codes import hadamard, unpack
+from effattn_lab.sparse.codes import bucketize, hadamard, unpack
 from effattn_lab.sparse.eviction import SnapKVCache
 from effattn_lab.sparse.streaming import StreamingCache
 from effattn_lab.tasks import ruler
@@ -106,11 +106,15 @@ def test_variants():
     """The plain ones are Adamas with and without its transform; fitted codes are equally frequent."""
     q, k, v = text(n=120).layers[0]
     k = 3 * k + 1  # another scale than the queries', and a mean
-    for plain, variant in (("adamas", "hadamard"), ("adamas_raw", "raw")):
+    for plain, variant in (("adamas", "hadamard_one"), ("adamas_raw", "raw_one")):
         one, other = MAKERS[plain](), MAKERS[variant]()
         for cache in (one, other):
             cache.prefill(q, k, v)
         assert torch.equal(one.distances(q[:, :, -1:]), other.distances(q[:, :, -1:]))
+    for name, x in (("hadamard_released", hadamard(k)), ("raw_released", k)):
+        cache = MAKERS[name]()
+        cache.prefill(q, k, v)
+        assert torch.equal(unpack(cache.codes), bucketize(x, (-10, 0, 10)))
     fitted = MAKERS["hadamard_fit_centred"]()
     fitted.prefill(q, k, v)
     share = torch.bincount(unpack(fitted.codes).flatten().long(), minlength=4) / k.numel()
