@@ -93,10 +93,15 @@ def needles(record: dict[str, Any]) -> list[dict[str, Any]]:
     return table
 
 
-def masses(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """For each method and budget, means over texts: ``mass``, ``recall``, ``error`` ``[layers][heads]``, ``read``."""
+def masses(record: dict[str, Any], kind: str = "mass") -> list[dict[str, Any]]:
+    """For each method and budget, means over texts: ``mass``, ``recall``, ``error`` ``[layers][heads]``, ``read``.
+
+    Args:
+        record: see :func:`recorded`.
+        kind: "mass", or "codes" for the variants of Adamas, whose rows have ``first`` ``[layers]`` too.
+    """
     table = []
-    for (method, budget), rows in _groups(record, "mass", ("method", "budget"), ("text",)).items():
+    for (method, budget), rows in _groups(record, kind, ("method", "budget"), ("text",)).items():
         found = {
             k: np.mean([row[k] for row in rows.values()], axis=0) for k in ("mass", "recall", "error", "read")
         }

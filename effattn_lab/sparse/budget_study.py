@@ -6,6 +6,7 @@
 * ``loss``: perplexity of the tokens after a prompt, on real text, against the budget; apart for tokens that can be
   looked up far back;
 * ``mass``: share of the softmax that a choice holds, and recall of the best keys, for each layer and head;
+* ``codes``: both for variants of Adamas: transform, thresholds, mean key;
 * ``needle``: a fact in a long text. *Late*, the text is read first and the question arrives token by token, when
   methods that drop tokens have dropped them; early, the question is part of the prompt;
 * ``tasks``: RULER's other tasks with full attention, which says what the model can do at all; and where that is
@@ -22,7 +23,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,11 @@ from effattn_lab._atomic import write_atomic
 from effattn_lab._command import bad_values, file_to_write, positive
 from effattn_lab.models.decode import Decoder, Prompt, read_prompt, steps_together
 from effattn_lab.models.smollm2 import SmolLM2
-from effattn_lab.sparse.budget_methods import METHODS, judge, key_statistics, recalled
+from effattn_lab.sparse.budget_methods import METHODS, VARIANTS, judge, key_statistics, recalled
 from effattn_lab.tasks import ruler
 from effattn_lab.tasks.text import stdlib_source, topics
 
-PARTS = ("check", "loss", "mass", "needle", "tasks")
+PARTS = ("check", "loss", "mass", "codes", "needle", "tasks")
 #: Texts: source and first token. Thresholds are set on another place of the first.
 TEXTS = {
     "docs": ("topics", 2_000),
@@ -103,7 +104,8 @@ class Study:
             }
             self.record["thresholds"] = [round(x, 3) for x in statistics.thresholds()]
         self.makers = {
-            name: method.make(lm.model, tuple(self.record["thresholds"])) for name, method in METHODS.items()
+            name: method.make(lm.model, tuple(self.record["thresholds"]))
+            for name, method in {**METHODS, **VARIANTS}.items()
         }
 
     def ids(self, source: str, begin: int, count: int) -> torch.Tensor:
@@ -121,7 +123,7 @@ class Study:
         head = {k: v for k, v in self.record.items() if k != "rows"}
         text = f'{json.dumps(head, indent=1)[:-2]},\n "rows": [\n  {rows}\n ]\n}}\n'
         write_atomic(self.path, text.encode())
-        shown = {k: v for k, v in row.items() if k not in ("mass", "oracle", "recall", "error")}
+        shown = {k: v for k, v in row.items() if k not in ("mass", "oracle", "recall", "error", "first")}
         print(" ".join(f"{k}={v!r}" for k, v in shown.items()), flush=True)
 
     def decoder(self, method: str, budget: int | None) -> Decoder:
@@ -132,13 +134,15 @@ class Study:
         for name in METHODS:
             yield name, [None] if name == "full" else list(budgets)
 
-    def losses(self, kind: str, text: str, prompt: int, tokens: int, budgets: Sequence[int]) -> None:
+    def losses(
+        self, kind: str, text: str, prompt: int, tokens: int, runs: Iterable[tuple[str, list[int | None]]]
+    ) -> None:
         """Loss of ``tokens`` tokens after a prompt, a row for each method and budget."""
         source, begin = TEXTS[text]
         ids = self.ids(source, begin, prompt + tokens + 1)
         far = torch.tensor(recalled(ids[0].tolist(), prompt + 1, self.recipe.far))
         read: Prompt | None = None
-        for method, own in self.wanted(budgets):
+        for method, own in runs:
             key = {"kind": kind, "text": text, "method": method}
             todo = [b for b in own if not self.has(**key, budget=b)]
             if not todo:
@@ -161,13 +165,13 @@ class Study:
                     seconds=round(time.process_time() - since, 1),
                 )
 
-    def masses(self, text: str) -> None:
-        """Mass and recall of each method's choice, a row for each budget."""
+    def masses(self, kind: str, text: str, runs: Iterable[tuple[str, list[int | None]]]) -> None:
+        """Mass, recall and error of each method's choice, a row for each budget."""
         recipe, (source, begin) = self.recipe, TEXTS[text]
         read: Prompt | None = None
-        for method, own in self.wanted(recipe.mass_budgets):
+        for method, own in runs:
             for budget in own:
-                key = {"kind": "mass", "text": text, "method": method, "budget": budget}
+                key = {"kind": kind, "text": text, "method": method, "budget": budget}
                 if budget is None or self.has(**key):
                     continue
                 if read is None:
@@ -177,6 +181,17 @@ class Study:
                 if method != "oracle":
                     del found["oracle"]  # the same for all: kept once
                 self.add(**key, **found)
+
+    def codes(self, text: str) -> None:
+        """Variants of Adamas, judged and their loss, at the smallest budget."""
+        recipe = self.recipe
+        self.masses("codes", text, [(name, [recipe.mass_budgets[0]]) for name in VARIANTS])
+        new: list[tuple[str, list[int | None]]] = [
+            (name, [recipe.budgets[0]])
+            for name in VARIANTS
+            if "_one" not in name and "_centred" not in name  # the first are in ``loss``
+        ]
+        self.losses("codes_loss", text, recipe.prompt, recipe.tokens, new)
 
     def needle(self, task: str, seed: int) -> None:
         """One sample, all methods and budgets at once, question late and early."""
@@ -257,12 +272,14 @@ class Study:
         """What is asked for and not there yet, in an order that gives a whole picture early."""
         recipe = self.recipe
         if "check" in parts:
-            self.losses("check", "docs", 96, 8, (48,))
+            self.losses("check", "docs", 96, 8, self.wanted((48,)))
         for text in list(TEXTS)[:texts]:
             if "loss" in parts:
-                self.losses("loss", text, recipe.prompt, recipe.tokens, recipe.budgets)
+                self.losses("loss", text, recipe.prompt, recipe.tokens, self.wanted(recipe.budgets))
             if "mass" in parts and text in ("docs", "code"):
-                self.masses(text)
+                self.masses("mass", text, self.wanted(recipe.mass_budgets))
+            if "codes" in parts and text in ("docs", "code"):
+                self.codes(text)
         for seed in range(samples):
             for task in recipe.needles if "needle" in parts else ():
                 self.needle(task, seed)

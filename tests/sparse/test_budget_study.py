@@ -15,9 +15,17 @@ from effattn_lab.figures import budget as figures
 from effattn_lab.models import smollm2
 from effattn_lab.models.decode import Prompt
 from effattn_lab.sparse import budget_record, budget_study
-from effattn_lab.sparse.budget_methods import METHODS, chosen, judge, key_statistics, recalled
+from effattn_lab.sparse.budget_methods import (
+    METHODS,
+    VARIANTS,
+    FittedAdamasCache,
+    chosen,
+    judge,
+    key_statistics,
+    recalled,
+)
 from effattn_lab.sparse.cache import gather_attention
-from effattn_lab.sparse.codes import hadamard
+from effattn_lab.sparse.codes import bucketize, hadamard, unpack
 from effattn_lab.sparse.eviction import SnapKVCache
 from effattn_lab.sparse.streaming import StreamingCache
 from effattn_lab.tasks import ruler
@@ -34,7 +42,9 @@ class Model:
 
 
 #: The study's methods, with a window that leaves SnapKV a choice here, and positions that stay in StreamingLLM.
-MAKERS = {name: method.make(Model(), (-1.0, 0.0, 1.0)) for name, method in METHODS.items()} | {
+MAKERS = {
+    name: method.make(Model(), (-1.0, 0.0, 1.0)) for name, method in {**METHODS, **VARIANTS}.items()
+} | {
     "snapkv": lambda: SnapKVCache(8),
     "streaming": lambda: StreamingCache(rope_base=None),
 }
@@ -49,7 +59,7 @@ def text(layers=2, heads=4, kv_heads=2, n=90, dim=16, seed=0):
     return Prompt(tuple(rows), None, torch.zeros(1, 3))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [*METHODS, "hadamard_fit_centred"])
 @pytest.mark.parametrize("budget", [32, 48, 200])
 def test_chosen_is_what_was_read(name, budget):
     """Attention over the named positions of the text is what the cache gave, step after step."""
@@ -92,6 +102,41 @@ def test_judge(name):
     np.testing.assert_allclose(whole["error"], 0, atol=2e-4)
 
 
+def test_variants():
+    """The plain ones are Adamas with and without its transform; fitted codes are equally frequent."""
+    q, k, v = text(n=120).layers[0]
+    k = 3 * k + 1  # another scale than the queries', and a mean
+    for plain, variant in (("adamas", "hadamard_one"), ("adamas_raw", "raw_one")):
+        one, other = MAKERS[plain](), MAKERS[variant]()
+        for cache in (one, other):
+            cache.prefill(q, k, v)
+        assert torch.equal(one.distances(q[:, :, -1:]), other.distances(q[:, :, -1:]))
+    for name, x in (("hadamard_released", hadamard(k)), ("raw_released", k)):
+        cache = MAKERS[name]()
+        cache.prefill(q, k, v)
+        assert torch.equal(unpack(cache.codes), bucketize(x, (-10, 0, 10)))
+    fitted = MAKERS["hadamard_fit_centred"]()
+    fitted.prefill(q, k, v)
+    share = torch.bincount(unpack(fitted.codes).flatten().long(), minlength=4) / k.numel()
+    torch.testing.assert_close(share, torch.full((4,), 0.25), rtol=0, atol=0.04)
+    assert float(hadamard(q).abs().median()) == pytest.approx(fitted.query_thresholds[2])
+    assert fitted.thresholds[2] > 2 * fitted.query_thresholds[2]
+
+
+def test_a_mean_taken_off_is_not_seen():
+    """The same direction added to all keys moves no product against another, and no distance of centred codes."""
+    q, k, v = text(n=120).layers[0]
+    shift = 2 * torch.randn(16, generator=torch.Generator().manual_seed(1))
+    far = [FittedAdamasCache(centre=centre) for centre in (True, True, False, False)]
+    for cache, keys in zip(far, (k, k + shift, k, k + shift)):
+        cache.prefill(q, keys, v)
+    query = q[:, :, -1:]
+    assert (far[0].distances(query) - far[1].distances(query)).abs().max() <= 1, (
+        "but for rounding at a threshold"
+    )
+    assert (far[2].distances(query) - far[3].distances(query)).abs().max() > 5
+
+
 def test_judge_by_hand():
     """One query that looks at key 3 alone: a window of the last keys misses it, the oracle has it."""
     n, dim = 40, 16
@@ -103,6 +148,7 @@ def test_judge_by_hand():
     judged = {name: judge(MAKERS[name], prompt, n - 1, 16) for name in ("oracle", "streaming", "quest")}
     held = {name: found["mass"][0][0] for name, found in judged.items()}
     assert judged["oracle"]["error"][0][0] < 0.01
+    assert (judged["streaming"]["first"], judged["quest"]["first"]) == ([1.0], [0.0])
     assert judged["streaming"]["error"][0][0] == pytest.approx(1, abs=1e-3), "it reads zeros alone"
     assert held["oracle"] > 0.99
     assert held["streaming"] < 0.01
@@ -169,6 +215,17 @@ SMALL = budget_study.Recipe(
 )  # fmt: skip
 
 
+PARTS = ("loss", "mass", "codes", "needle")
+RESERVE = 10
+
+
+class Short(budget_study.Study):
+    """Answers are short."""
+
+    def sample(self, task, length, seed):
+        return ruler.make(task, length, self.count, seed=seed, reserve=RESERVE)
+
+
 @pytest.fixture(scope="module")
 def lm():
     return smollm2.load()
@@ -177,8 +234,8 @@ def lm():
 @pytest.fixture(scope="module")
 def small(lm, tmp_path_factory):
     """A study of seconds, all parts of it."""
-    study = budget_study.Study(tmp_path_factory.mktemp("study") / "r.json", SMALL, lm)
-    study.run(("loss", "mass", "needle"), 1, 1)
+    study = Short(tmp_path_factory.mktemp("study") / "r.json", SMALL, lm)
+    study.run(PARTS, 1, 1)
     study.task("vt", 0, compare=True)
     return study
 
@@ -188,6 +245,8 @@ def test_every_run_is_there(small):
     others = len(METHODS) - 1
     assert kinds.count("loss") == 1 + 2 * others
     assert kinds.count("mass") == others
+    assert kinds.count("codes") == len(VARIANTS)
+    assert kinds.count("codes_loss") == 4
     assert kinds.count("needle") == 1 + others + len(SMALL.early)
     assert kinds.count("tasks") == 1 + others
     assert json.loads(small.path.read_text()) == json.loads(json.dumps(small.record)), "saved as it ends"
@@ -216,7 +275,7 @@ def test_it_goes_on_where_it_stopped(small, lm, monkeypatch):
     rows = list(small.record["rows"])
     again = budget_study.Study(small.path, SMALL, lm)
     monkeypatch.setattr(budget_study, "read_prompt", None)  # nothing is read again
-    again.run(("loss", "mass", "needle"), 1, 1)
+    again.run(PARTS, 1, 1)
     assert again.record["rows"] == rows
     monkeypatch.undo()
     lost = [r for r in rows if r["kind"] == "loss" and r["method"] == "h2o"]
@@ -233,17 +292,18 @@ def test_another_recipe_is_refused(small, lm):
 
 def test_answers_are_what_the_model_says(small, lm):
     """Greedily, cut where the score is full or at the tokens that the task reserves, and not before."""
-    for kind, task, length, tokens in (
-        ("needle", "niah_single_1", SMALL.needle_length, 20),
-        ("tasks", "vt", SMALL.task_length, ruler.RESERVE["vt"]),
+    for kind, task, length in (
+        ("needle", "niah_single_1", SMALL.needle_length),
+        ("tasks", "vt", SMALL.task_length),
     ):
         row = next(r for r in small.record["rows"] if (r["kind"], r["method"]) == (kind, "full"))
-        sample = ruler.make(task, length, small.count, seed=0)
-        said = lm.generate(sample.prompt, tokens)
+        sample = small.sample(task, length, 0)
+        said = lm.generate(sample.prompt, RESERVE)
         assert said.startswith(row["output"])
         assert row["wanted"] == list(sample.references)
         assert row["score"] == sample.score(row["output"]) == sample.score(said)
         assert row["output"] == said or row["score"] == 1
+    assert budget_study.Study.sample(small, "vt", 420, 0).reserve == ruler.RESERVE["vt"]
 
 
 def test_tables_and_pictures(small):
@@ -262,8 +322,10 @@ def test_tables_and_pictures(small):
         ("vt", 1, set(METHODS)),
     ]
     assert np.array(budget_record.masses(record)[0]["mass"]).shape == (30, 9)
+    assert [r["method"] for r in budget_record.masses(record, "codes")] == list(VARIANTS)
     for figure, panels in (
         (figures.perplexity_against_budget(record), 1),
+        (figures.excess_by_token(record, 48), 1),
         (figures.needles_against_budget(record), 1),
         (figures.mass_by_layer(record), 1),
         (figures.lost_by_head(record, 48), 4),
@@ -329,6 +391,7 @@ def test_the_record_is_whole():
     assert {(r["method"], r["budget"]) for r in budget_record.masses(found)} == {
         (m, b) for m in METHODS if m != "full" for b in recipe.mass_budgets
     }
+    assert [r["method"] for r in budget_record.masses(found, "codes")] == list(VARIANTS)
     late = [r for r in budget_record.needles(found) if r["late"]]
     assert {(r["method"], r["budget"]) for r in late} == {("full", None)} | {
         (m, b) for m in METHODS if m != "full" for b in recipe.needle_budgets
