@@ -1,15 +1,18 @@
 """Which estimate finds the blocks that a real model looks at? Captured mass and output error in SmolLM2, by layer.
 
-``python -m effattn_lab.sparse.block_sparse_experiment --write`` (two minutes on one core) reads 2,048 tokens of
+``python -m effattn_lab.sparse.block_sparse_layers --write`` (two minutes on one core) reads 2,048 tokens of
 Python's documentation with full attention. For the last 1,024 queries of every layer and query head it asks each rule
 for a number of key blocks of 64 tokens, and keeps how much of the true softmax lies in them and how far the output
-moves; ``block_sparse_experiment.json`` beside this module.
+moves; ``block_sparse_layers.json`` beside this module.
 
 All rules are given the query's own block and the first one; they compete for the rest. Where a block of queries
 chooses together (XAttention and its relatives) they compete against the blocks that are truly best for it; where each
 query chooses for itself (MoBA's gate), against those that are truly best for the query.
 
-A second table has XAttention's threshold: how much of the softmax it holds when its own estimate says ``tau``.
+``taus`` has XAttention's threshold: how much of the softmax it holds when its own estimate says ``tau``.
+``sizes`` has the gate at equal tokens in smaller and larger blocks, and ``effective`` how many keys of the best block
+between the first and the own one share its weight: what tells a layer whose blocks a mean can find from one whose
+blocks it cannot.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +29,9 @@ import torch.nn.functional as F
 from effattn_lab.foundations.attention import repeat_kv
 from effattn_lab.models import hf, smollm2
 from effattn_lab.sparse.block_sparse import antidiagonal_scores, select_by_mass, xattention_scores
-from effattn_lab.tasks.text import topics
+from effattn_lab.tasks.text import passages_once, topics
 
-RECORD = Path(__file__).with_name("block_sparse_experiment.json")
+RECORD = Path(__file__).with_name("block_sparse_layers.json")
 TOKENS, QUERIES, BLOCK = 2048, 1024, 64
 #: Blocks that a query reads, its own and the first among them, of 16 to 32 that there are.
 BUDGETS = (2, 3, 4, 6, 8, 12)
@@ -43,30 +46,50 @@ RULES = {
     "antidiagonal, S = 8": "block",
     "oracle, by block": "block",
     "mean key (MoBA's gate)": "query",
+    "bound (Quest's)": "query",
     "oracle, by query": "query",
 }
+#: Block sizes of the gate's second table, and tokens that a query reads there.
+SIZES, TOKENS_READ = (16, 32, 64, 128), 512
+UNION = 6
+
+
+class Truth(NamedTuple):
+    """Full attention of the last queries, block of keys by block of keys.
+
+    ``p [Hq, queries, N]``: the softmax. ``mass [Hq, queries, n]``: its sums over blocks.
+    ``parts [Hq, queries, n, D]``: what each block adds to the output.
+    """
+
+    p: torch.Tensor
+    mass: torch.Tensor
+    parts: torch.Tensor
 
 
 def truth(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, *, queries: int = QUERIES, block: int = BLOCK
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Full softmax of the last queries, summed over blocks of keys, and each block's share of the output.
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: float,
+    *,
+    queries: int = QUERIES,
+    block: int = BLOCK,
+) -> Truth:
+    """What :class:`Truth` holds.
 
     Args:
         q: ``[1, Hq, N, D]``.
         k, v: ``[1, Hkv, N, D]``.
         scale: of the scores.
-        queries, block: multiples of each other and of N.
-
-    Returns:
-        ``mass [Hq, queries, n]`` that sums to 1, and ``parts [Hq, queries, n, D]`` that sum to the output.
+        queries, block: ``block`` divides ``queries`` and N.
     """
     groups, n = q.shape[1] // k.shape[1], k.shape[2]
     s = scale * q[0, :, -queries:] @ repeat_kv(k, groups)[0].transpose(-1, -2)
     past = torch.ones(queries, n, dtype=torch.bool, device=q.device).tril(n - queries)
-    p = torch.softmax(s.masked_fill(~past, float("-inf")), dim=-1).unflatten(-1, (-1, block))
-    parts = torch.einsum("hqnb,hnbd->hqnd", p, repeat_kv(v, groups)[0].unflatten(1, (-1, block)))
-    return p.sum(-1), parts
+    p = torch.softmax(s.masked_fill(~past, float("-inf")), dim=-1)
+    tiles = p.unflatten(-1, (-1, block))
+    parts = torch.einsum("hqnb,hnbd->hqnd", tiles, repeat_kv(v, groups)[0].unflatten(1, (-1, block)))
+    return Truth(p, tiles.sum(-1), parts)
 
 
 def scores(
@@ -78,9 +101,9 @@ def scores(
     """
     lines = mass.shape[1] // block
     groups = q.shape[1] // k.shape[1]
-    mean_q, mean_k = (x.unflatten(2, (-1, block)).mean(3) for x in (q, k))
-    mean_k = repeat_kv(mean_k, groups).transpose(-1, -2)
-    pooled = mean_q @ mean_k
+    tiles = repeat_kv(k.unflatten(2, (-1, block)).flatten(3), groups).unflatten(3, (block, -1))
+    mean_k, high, low = (x.transpose(-1, -2) for x in (tiles.mean(3), tiles.amax(3), tiles.amin(3)))
+    pooled = q.unflatten(2, (-1, block)).mean(3) @ mean_k
     draw = torch.rand(pooled.shape, generator=torch.Generator().manual_seed(0))
     # Queries in the opposite order inside their tiles: sums along diagonals, the same number of products.
     turned = q.unflatten(2, (-1, 8)).flip(3).flatten(2, 3)
@@ -93,7 +116,9 @@ def scores(
     }
     found = {name: x[0, :, -lines:] for name, x in by_block.items()}
     found["oracle, by block"] = mass.unflatten(1, (-1, block)).sum(2)
-    found["mean key (MoBA's gate)"] = (q @ mean_k)[0, :, -mass.shape[1] :]
+    late = q[:, :, -mass.shape[1] :]
+    found["mean key (MoBA's gate)"] = (late @ mean_k)[0]
+    found["bound (Quest's)"] = (late.clamp_min(0) @ high + late.clamp_max(0) @ low)[0]
     found["oracle, by query"] = mass
     return found
 
@@ -135,19 +160,71 @@ def judge(mass: torch.Tensor, parts: torch.Tensor, keep: torch.Tensor) -> tuple[
     return held.mean(-1), error.mean(-1)
 
 
-def layer_rows(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, *, queries: int = QUERIES, block: int = BLOCK
-) -> dict[str, Any]:
-    """One layer of the study: ``rules`` by label and budget, ``taus`` by threshold, each ``[mass, error]``.
+def effective_keys(p: torch.Tensor, own: torch.Tensor, block: int = BLOCK) -> float:
+    """``(sum p)^2 / sum p^2`` inside the best block between the first and the own one; median over queries and heads.
 
-    Of ``rules`` the means over heads; of ``taus`` a triple for every head: share of causal blocks read, mass, error.
+    1 if a single key holds all of that block's weight, ``block`` if all hold the same.
     """
-    mass, parts = truth(q, k, v, scale, queries=queries, block=block)
+    tiles = p.unflatten(-1, (-1, block))
+    mass, squares = tiles.sum(-1), tiles.square().sum(-1)
+    column = torch.arange(mass.shape[-1], device=p.device)
+    best = mass.masked_fill((column == 0) | (column >= own[:, None]), -1.0).argmax(-1, keepdim=True)
+    return (mass.gather(-1, best).square() / squares.gather(-1, best)).median().item()
+
+
+def size_rows(q: torch.Tensor, k: torch.Tensor, p: torch.Tensor) -> dict[str, list[float]]:
+    """Captured mass of MoBA's gate and of the best blocks, by query, at ``TOKENS_READ`` tokens, by block size."""
+    found = {}
+    queries, n = p.shape[1:]
+    for size in SIZES:
+        mass = p.unflatten(-1, (-1, size)).sum(-1)
+        own = torch.arange(n - queries, n) // size
+        mean_k = repeat_kv(k.unflatten(2, (-1, size)).mean(3), q.shape[1] // k.shape[1])
+        gate = (q[:, :, -queries:] @ mean_k.transpose(-1, -2))[0]
+        kept = [take(score, TOKENS_READ // size, own) for score in (gate, mass)]
+        found[str(size)] = [round((mass * keep).sum(-1).mean().item(), 4) for keep in kept]
+    return found
+
+
+def layer_rows(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: float,
+    *,
+    queries: int = QUERIES,
+    block: int = BLOCK,
+) -> dict[str, Any]:
+    """One layer of the study.
+
+    Returns:
+        ``rules``: by label a ``[mass, error]`` for each budget, means over heads. ``taus``: by threshold a triple for
+        every head: share of causal blocks read, mass, error. ``sizes``: :func:`size_rows`. ``effective``:
+        :func:`effective_keys`. ``union``: blocks that ``block`` neighbouring queries name together where each reads
+        ``UNION`` by its gate. ``columns``: the four heaviest keys,
+        ``[position, share of all weight, length of its value over the median]``.
+    """
+    p, mass, parts = truth(q, k, v, scale, queries=queries, block=block)
     n = mass.shape[-1]
     lines = queries // block
-    rows = {"block": torch.arange(n - lines, n), "query": torch.arange(n * block - queries, n * block) // block}
-    found: dict[str, Any] = {"rules": {}, "taus": {}}
-    for name, score in scores(q, k, mass, block=block).items():
+    rows = {
+        "block": torch.arange(n - lines, n),
+        "query": torch.arange(n * block - queries, n * block) // block,
+    }
+    judged = scores(q, k, mass, block=block)
+    asked = take(judged["mean key (MoBA's gate)"], UNION, rows["query"]).unflatten(1, (-1, block))
+    share, column = p.mean(dim=(0, 1)).topk(4)
+    length = v[0].norm(dim=-1)
+    value = (length / length.median(dim=-1, keepdim=True).values).mean(dim=0)[column]
+    found: dict[str, Any] = {
+        "columns": [
+            [j, round(x, 4), round(y, 3)] for j, x, y in zip(column.tolist(), share.tolist(), value.tolist())
+        ],
+        "union": round(asked.any(dim=2).sum(-1).double().mean().item(), 2),
+        "effective": round(effective_keys(p, rows["query"], block), 2), "sizes": size_rows(q, k, p),
+        "rules": {}, "taus": {},
+    }  # fmt: skip
+    for name, score in judged.items():
         found["rules"][name] = []
         for budget in BUDGETS:
             keep = take(score, budget, rows[RULES[name]])
@@ -173,7 +250,7 @@ def study(model: Any, ids: torch.Tensor) -> list[dict[str, Any]]:
         q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, causal: bool, scale: float | None
     ) -> torch.Tensor:
         found.append(layer_rows(q, k, v, q.shape[3] ** -0.5 if scale is None else scale))
-        print(f"layer {len(found) - 1}: {found[-1]['rules']['antidiagonal, S = 8']}", flush=True)
+        print(f"layer {len(found) - 1}", end=" ", flush=True)
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
 
     with hf.use(model, attend, "effattn_blocks"):
@@ -182,7 +259,7 @@ def study(model: Any, ids: torch.Tensor) -> list[dict[str, Any]]:
 
 
 def summary(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row a rule and budget, over all layers: ``rule``, ``by``, ``budget``, ``mass``, ``error``, ``worst_layer``."""
+    """One row a rule and budget, over all layers: mean ``mass`` and ``error``, and the ``worst_layer``'s mass."""
     table = []
     for name, by in RULES.items():
         layers = torch.tensor([layer["rules"][name] for layer in record["layers"]])  # [layers, budgets, 2]
@@ -213,6 +290,17 @@ def thresholds(record: dict[str, Any]) -> list[dict[str, Any]]:
     return table
 
 
+def sizes(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row a block size, over all layers: mass of the ``gate`` and of the ``oracle`` at equal tokens."""
+    table = []
+    for size in SIZES:
+        gate, oracle = (
+            torch.tensor([layer["sizes"][str(size)] for layer in record["layers"]]).mean(0).tolist()
+        )
+        table.append({"size": size, "gate": gate, "oracle": oracle})
+    return table
+
+
 def recorded() -> dict[str, Any]:
     """The study that the book shows, kept beside this module."""
     found: dict[str, Any] = json.loads(RECORD.read_text(encoding="utf-8"))
@@ -226,16 +314,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
     lm = smollm2.load()
-    head = {
-        "model": "SmolLM2-135M-Instruct", "text": "pydoc_data.topics", "tokens": TOKENS, "queries": QUERIES,
+    head: dict[str, Any] = {
+        "model": "SmolLM2-135M-Instruct", "text": "pydoc_data.topics, each passage once",
+        "tokens": TOKENS, "queries": QUERIES,
         "block": BLOCK, "budgets": BUDGETS, "torch": torch.__version__.split("+")[0],
     }  # fmt: skip
-    record = {**head, "layers": study(lm.model, lm.ids(topics(8 * TOKENS), TOKENS))}
-    for row in (*summary(record), *thresholds(record)):
+    ids = lm.ids(passages_once(topics())[: 8 * TOKENS], TOKENS)
+    layers = study(lm.model, ids)
+    heavy = sorted({j for layer in layers for j, *_ in layer["columns"]})
+    head["words"] = {str(j): lm.tokenizer.decode([int(ids[0, j])]) for j in heavy}
+    record = {**head, "layers": layers}
+    for row in (*summary(record), *thresholds(record), *sizes(record)):
         print(row)
     if chosen.write:
-        layers = ",\n".join(f"    {json.dumps(layer)}" for layer in record["layers"])
-        text = f'{{\n  {json.dumps(head)[1:-1]},\n  "layers": [\n{layers}\n  ]\n}}\n'
+        lines = ",\n".join(f"    {json.dumps(layer)}" for layer in layers)
+        text = f'{{\n  {json.dumps(head)[1:-1]},\n  "layers": [\n{lines}\n  ]\n}}\n'
         RECORD.write_text(text, encoding="utf-8")
 
 
