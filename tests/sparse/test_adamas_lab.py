@@ -70,7 +70,8 @@ def test_costs():
         ),
         (lambda: cost.code_bytes(0, 128), "seqlen: expected an integer of at least 1, got 0"),
         (lambda: latency.words_first(torch.zeros(1, 2, 3).int()), "codes: expected int32"),
-        (lambda: latency.rows([0], 0.001), "seqlen: expected an integer of at least 1, got 0"),
+        (lambda: latency.rows([0], 3), "seqlen: expected an integer of at least 1, got 0"),
+        (lambda: latency.rows([64], 2), "rounds: expected at least 3, got 2"),
         (lambda: latency.select(np.zeros((1, 4), dtype=np.uint16), 0), "budget: expected an integer"),
         (lambda: cost.hadamard_adds(0), "head_dim: expected an integer of at least 1, got 0"),
     ],
@@ -102,7 +103,7 @@ def test_the_fast_selection_has_the_rule_for_ties(budget, kinds):
 
 
 def test_latency_rows_are_checked_and_whole():
-    (row,) = latency.rows([512], min_run_time=0.001)
+    (row,) = latency.rows([512], rounds=3)
     assert row["correct"]
     assert row["ratio"] == row["full"] / row["step"]
     assert min(row[part] for part in ("encode", "estimate", "select", "attend")) > 0
@@ -131,7 +132,7 @@ def test_the_record_holds_the_bar():
 def test_a_wrong_step_gets_no_time(monkeypatch):
     estimate = latency.estimate
     monkeypatch.setattr(latency, "estimate", lambda q, k: estimate(q, k) + np.uint16(1))
-    (row,) = latency.rows([256], min_run_time=0.001)
+    (row,) = latency.rows([256], rounds=3)
     assert not row["correct"]
     assert row["ratio"] is None
     assert row["step"] is None
