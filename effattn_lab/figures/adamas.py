@@ -151,7 +151,7 @@ def time_picture(rows: Sequence[Mapping[str, float]]) -> Figure:
         ("full", "full attention", "-", "o", "black", 2.4),
         ("read", "reading K and V", "-.", "+", "grey", 1.8),
         ("step", "whole step", "-", "s", "vermillion", 2.4),
-        ("estimate", "estimate", "--", "^", "blue", 1.4),
+        ("estimate", "scan of the codes", "--", "^", "blue", 1.4),
         ("select", "select", "--", "v", "green", 1.4),
         ("encode", "code of the query", ":", "D", "orange", 1.4),
         ("attend", "attend", ":", "x", "purple", 1.4),
