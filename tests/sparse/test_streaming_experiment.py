@@ -107,7 +107,7 @@ def test_record_says_what_the_chapter_says():
     # Nearly all of the sinks' mass is token 0, and its value is short.
     layers = record["layers"]
     rest = sum(r["mass"] - r["token_0"] for r in layers) / len(layers)
-    assert 0.15 < rest / (sum(3 / (t + 1) for t in range(256, 512)) / 256) < 0.25, "a fifth of an even spread"
+    assert 0.15 < rest / (sum(3 / (t + 1) for t in range(256, 512)) / 256) < 0.19, "a sixth of an even spread"
     deep = layers[12:]
     assert 0.28 < min(r["mass"] for r in deep) < max(r["mass"] for r in deep) < 0.615
     assert sum(r["token_0"] for r in deep) / len(deep) == pytest.approx(0.45, abs=0.005)
