@@ -22,6 +22,12 @@ WRONG = {
         "--out: expected a record .* other JSON",
     ),
     "recall: size": ("linear.recall", ["--out", "{tmp}/r", "--sizes", "-3"], "--sizes: expected an integer"),
+    "budget: no record": (
+        "sparse.budget_study",
+        ["--out", "{tmp}/list"],
+        "--out: expected a record .* other JSON",
+    ),
+    "budget: part": ("sparse.budget_study", ["--out", "{tmp}/r", "--part", "lose"], "--part: invalid choice"),
     "zeros: no seed": (
         "linear.zeros_experiment",
         ["--seeds", "0", "--write"],
@@ -35,6 +41,19 @@ WRONG = {
     "bench: file": ("linear.linear_attention_bench", ["--json", "{tmp}/none/x"], "--json: .* no folder"),
     "bench: time": ("linear.linear_attention_bench", ["--seconds", "-1"], "--seconds: expected a positive"),
     "linearized": ("linear.linearized_llm_experiment", ["--lm-steps", "-1"], "--lm-steps: .* at least 0"),
+    "elastic: no folder": ("sparse.elastic_experiment", ["--out", "{tmp}/none/r"], "--out: .* no folder"),
+    "elastic: no record": ("sparse.elastic_experiment", ["--out", "{tmp}/text"], "--out: .* got no JSON"),
+    "elastic: other": ("sparse.elastic_experiment", ["--out", "{tmp}/list"], "--out: .* got other JSON"),
+    "elastic: seed": (
+        "sparse.elastic_experiment",
+        ["--out", "{tmp}/r", "--seeds", "-1"],
+        "--seeds: expected an integer",
+    ),
+    "elastic: model": (
+        "sparse.elastic_experiment",
+        ["--out", "{tmp}/r", "--backbone", "{tmp}"],
+        "--backbone: expected the name of a file",
+    ),
     "peers: file": ("measure.zeros_peers", ["--json", "{tmp}/none/x"], "--json: .* there is no folder"),
     "peers: dim": ("measure.gated_linear_peers", ["--head-dim", "-1"], "--head-dim: expected an integer"),
     "peers: GPU": ("measure.zeros_peers", ["--gpu", "A1000"], "gpus: expected 'all' or some of"),

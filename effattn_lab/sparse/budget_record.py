@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from effattn_lab.tasks.ruler import TASKS
+
 RECORD = Path(__file__).with_name("budget_study.json")
 
 
@@ -38,11 +40,15 @@ def perplexities(record: dict[str, Any]) -> list[dict[str, Any]]:
 
     Returns:
         ``method``, ``budget``, ``perplexity`` (``exp`` of the mean loss), ``worse`` (over full attention's, minus
-        1), ``read`` (tokens a head and step), ``by_text``, ``tokens`` judged.
+        1), ``read`` (tokens a head and step), ``by_text``, ``tokens`` judged; ``far`` and ``other``, mean losses in
+        nats of tokens that can be looked up far back and of all others, and ``far_tokens``.
     """
     table = []
     for (method, budget), rows in _groups(record, "loss", ("method", "budget"), ("text",)).items():
         nats = {text: row["nats"] for (text,), row in rows.items()}
+        every, far = (sum(row[n] for row in rows.values()) for n in ("tokens", "far_tokens"))
+        far_sum = sum(row["far_nats"] * row["far_tokens"] for row in rows.values())
+        every_sum = sum(row["nats"] * row["tokens"] for row in rows.values())
         table.append(
             {
                 "method": method,
@@ -50,7 +56,10 @@ def perplexities(record: dict[str, Any]) -> list[dict[str, Any]]:
                 "perplexity": math.exp(sum(nats.values()) / len(nats)),
                 "read": sum(row["read"] for row in rows.values()) / len(rows),
                 "by_text": {text: math.exp(x) for text, x in nats.items()},
-                "tokens": sum(row["tokens"] for row in rows.values()),
+                "tokens": every,
+                "far": far_sum / max(far, 1),
+                "other": (every_sum - far_sum) / max(every - far, 1),
+                "far_tokens": far,
             }
         )
     full = next(row["perplexity"] for row in table if row["method"] == "full")
@@ -84,19 +93,77 @@ def needles(record: dict[str, Any]) -> list[dict[str, Any]]:
     return table
 
 
-def masses(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """For each method and budget, means over texts: ``mass``, ``recall`` ``[layers][heads]``, ``read``."""
+def masses(record: dict[str, Any], kind: str = "mass") -> list[dict[str, Any]]:
+    """For each method and budget, means over texts: ``mass``, ``recall``, ``error`` ``[layers][heads]``, ``read``.
+
+    Args:
+        record: see :func:`recorded`.
+        kind: "mass", or "codes" for the variants of Adamas, whose rows have ``first`` ``[layers]`` too.
+    """
     table = []
-    for (method, budget), rows in _groups(record, "mass", ("method", "budget"), ("text",)).items():
-        found = {k: np.mean([row[k] for row in rows.values()], axis=0) for k in ("mass", "recall", "read")}
+    for (method, budget), rows in _groups(record, kind, ("method", "budget"), ("text",)).items():
+        found = {
+            k: np.mean([row[k] for row in rows.values()], axis=0) for k in ("mass", "recall", "error", "read")
+        }
         table.append({"method": method, "budget": budget, **{k: v.tolist() for k, v in found.items()}})
     return table
 
 
-def solved(record: dict[str, Any]) -> dict[str, tuple[float, int]]:
-    """RULER with full attention: score in percent and samples of each task."""
-    scores: dict[str, list[float]] = {}
+def sinks(record: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """For each text a row a layer, see :func:`effattn_lab.sparse.budget_methods.sinks`; with its ``token``."""
+    return {row["text"]: row["layers"] for row in record["rows"] if row["kind"] == "sinks"}
+
+
+#: Variants that are methods of the study: their loss is among its rows.
+_SAME = {"adamas": "hadamard_one", "adamas_raw": "raw_one"}
+
+
+def variants(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Variants of Adamas at the smallest budget.
+
+    Returns:
+        for each: ``method``; means over layers with a budget, heads and texts of ``mass``, ``recall``, ``error`` and
+        ``first`` (how often the first token was read); ``perplexity`` over the texts that all have run on, None
+        where no loss was asked for.
+    """
+    recipe = record["recipe"]
+    dense, budget = recipe["dense_layers"], recipe["budgets"][0]
+    as_variants = [
+        {**row, "kind": "codes_loss", "method": _SAME.get(row["method"], row["method"])}
+        for row in record["rows"]
+        if (row["kind"], row["budget"]) == ("codes_loss", budget)
+        or (row["kind"] == "loss" and row["method"] in _SAME and row["budget"] == budget)
+    ]
+    nats = {
+        method: [row["nats"] for row in rows.values()]
+        for (method,), rows in _groups({"rows": as_variants}, "codes_loss", ("method",), ("text",)).items()
+    }
+    return [
+        {
+            "method": row["method"],
+            **{k: float(np.mean(row[k][dense:])) for k in ("mass", "recall", "error", "first")},
+            "perplexity": math.exp(np.mean(nats[row["method"]])) if row["method"] in nats else None,
+        }
+        for row in masses(record, "codes")
+    ]
+
+
+def tasks(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """RULER's tasks, question late, full attention and each method at the recipe's ``task_budget``.
+
+    Returns:
+        for each task that was asked, in RULER's order: ``task``, ``samples``, ``scores`` by method in percent.
+    """
+    budget = record["recipe"]["task_budget"]
+    found: dict[str, dict[str, dict[int, float]]] = {}
     for row in record["rows"]:
-        if row["kind"] == "tasks":
-            scores.setdefault(row["task"], []).append(100 * row["score"])
-    return {task: (sum(x) / len(x), len(x)) for task, x in scores.items()}
+        if row["kind"] in ("needle", "tasks") and row["late"] and row["budget"] in (None, budget):
+            of_task = found.setdefault(row["task"], {})
+            of_task.setdefault(row["method"], {})[row["seed"]] = 100 * row["score"]
+    table = []
+    for task in (name for name in TASKS if name in found):
+        methods = found[task]
+        seeds = set.intersection(*(set(scores) for scores in methods.values()))
+        mean = {m: sum(scores[s] for s in seeds) / len(seeds) for m, scores in methods.items()}
+        table.append({"task": task, "samples": len(seeds), "scores": mean})
+    return table

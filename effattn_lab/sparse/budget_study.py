@@ -3,11 +3,15 @@
 ``python -m effattn_lab.sparse.budget_study --out FILE`` runs what FILE lacks and keeps each run in it as it ends.
 ``--part`` chooses one of:
 
-* ``loss``: perplexity of the tokens after a prompt, on real text, against the budget;
-* ``mass``: share of the softmax that a choice holds, and recall of the best keys, for each layer and head;
+* ``loss``: perplexity of the tokens after a prompt, on real text, against the budget; apart for tokens that can be
+  looked up far back;
+* ``mass``: share of the softmax that a choice holds, and recall of the best keys, for each layer and head; and where
+  the model's own attention sinks are;
+* ``codes``: both for variants of Adamas: transform, thresholds, mean key;
 * ``needle``: a fact in a long text. *Late*, the text is read first and the question arrives token by token, when
   methods that drop tokens have dropped them; early, the question is part of the prompt;
-* ``tasks``: RULER's thirteen tasks with full attention: what this model can do at all.
+* ``tasks``: RULER's other tasks with full attention, which says what the model can do at all; and where that is
+  something, with all methods at one budget, question late.
 
 The prompt is read with full attention by all methods, and the first layers read everything, as Quest and Adamas do
 it: the same for each method.
@@ -20,7 +24,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,11 +36,11 @@ from effattn_lab._atomic import write_atomic
 from effattn_lab._command import bad_values, file_to_write, positive
 from effattn_lab.models.decode import Decoder, Prompt, read_prompt, steps_together
 from effattn_lab.models.smollm2 import SmolLM2
-from effattn_lab.sparse.budget_methods import METHODS, judge, key_statistics
+from effattn_lab.sparse.budget_methods import METHODS, VARIANTS, judge, key_statistics, recalled, sinks
 from effattn_lab.tasks import ruler
 from effattn_lab.tasks.text import stdlib_source, topics
 
-PARTS = ("check", "loss", "mass", "needle", "tasks")
+PARTS = ("check", "loss", "mass", "codes", "needle", "tasks")
 #: Texts: source and first token. Thresholds are set on another place of the first.
 TEXTS = {
     "docs": ("topics", 2_000),
@@ -54,17 +58,19 @@ class Recipe:
     Attributes:
         prompt, tokens: of ``loss``: read at once, and then one by one through the caches.
         budgets: tokens a query head may read in a layer.
+        far: a token is far if its pair with the token before it came last more than so many tokens ago.
         dense_layers: first layers that read everything.
         mass_budgets, mass_tokens, mass_every: of ``mass``: see :func:`effattn_lab.sparse.budget_methods.judge`.
-        needles, needle_length, needle_budgets: of ``needle``.
+        needles, needle_length, needle_budgets: of ``needle``; prompt and answer take at most so many tokens.
         early: methods that are also asked with the question in the prompt.
-        task_length: of ``tasks``.
-        answer_slack: an answer may be so many tokens longer than the references.
+        task_length, task_budget: of ``tasks``.
+        compared: of ``tasks``, those which all methods are asked: full attention has an answer to them.
     """
 
     prompt: int = 1024
     tokens: int = 128
     budgets: tuple[int, ...] = (64, 128, 256, 512)
+    far: int = 64
     dense_layers: int = 2
     mass_budgets: tuple[int, ...] = (64, 256)
     mass_tokens: int = 64
@@ -74,7 +80,8 @@ class Recipe:
     needle_budgets: tuple[int, ...] = (64, 128, 256)
     early: tuple[str, ...] = ("snapkv", "h2o")
     task_length: int = 1024
-    answer_slack: int = 8
+    task_budget: int = 128
+    compared: tuple[str, ...] = ("niah_single_3", "niah_multikey_1", "niah_multivalue", "niah_multiquery")
 
 
 class Study:
@@ -98,7 +105,8 @@ class Study:
             }
             self.record["thresholds"] = [round(x, 3) for x in statistics.thresholds()]
         self.makers = {
-            name: method.make(lm.model, tuple(self.record["thresholds"])) for name, method in METHODS.items()
+            name: method.make(lm.model, tuple(self.record["thresholds"]))
+            for name, method in {**METHODS, **VARIANTS}.items()
         }
 
     def ids(self, source: str, begin: int, count: int) -> torch.Tensor:
@@ -116,7 +124,9 @@ class Study:
         head = {k: v for k, v in self.record.items() if k != "rows"}
         text = f'{json.dumps(head, indent=1)[:-2]},\n "rows": [\n  {rows}\n ]\n}}\n'
         write_atomic(self.path, text.encode())
-        shown = {k: v for k, v in row.items() if k not in ("mass", "oracle", "recall")}
+        shown = {
+            k: v for k, v in row.items() if k not in ("mass", "oracle", "recall", "error", "first", "layers")
+        }
         print(" ".join(f"{k}={v!r}" for k, v in shown.items()), flush=True)
 
     def decoder(self, method: str, budget: int | None) -> Decoder:
@@ -127,12 +137,15 @@ class Study:
         for name in METHODS:
             yield name, [None] if name == "full" else list(budgets)
 
-    def losses(self, kind: str, text: str, prompt: int, tokens: int, budgets: Sequence[int]) -> None:
+    def losses(
+        self, kind: str, text: str, prompt: int, tokens: int, runs: Iterable[tuple[str, list[int | None]]]
+    ) -> None:
         """Loss of ``tokens`` tokens after a prompt, a row for each method and budget."""
         source, begin = TEXTS[text]
         ids = self.ids(source, begin, prompt + tokens + 1)
+        far = torch.tensor(recalled(ids[0].tolist(), prompt + 1, self.recipe.far))
         read: Prompt | None = None
-        for method, own in self.wanted(budgets):
+        for method, own in runs:
             key = {"kind": kind, "text": text, "method": method}
             todo = [b for b in own if not self.has(**key, budget=b)]
             if not todo:
@@ -149,17 +162,19 @@ class Study:
                     budget=budget,
                     nats=round(each.mean().item(), 5),
                     tokens=tokens,
+                    far_nats=round(each[far].mean().item(), 5) if far.any() else 0.0,
+                    far_tokens=int(far.sum()),
                     read=round(decoder.read(), 2),
                     seconds=round(time.process_time() - since, 1),
                 )
 
-    def masses(self, text: str) -> None:
-        """Mass and recall of each method's choice, a row for each budget."""
+    def masses(self, kind: str, text: str, runs: Iterable[tuple[str, list[int | None]]]) -> None:
+        """Mass, recall and error of each method's choice, a row for each budget."""
         recipe, (source, begin) = self.recipe, TEXTS[text]
         read: Prompt | None = None
-        for method, own in self.wanted(recipe.mass_budgets):
+        for method, own in runs:
             for budget in own:
-                key = {"kind": "mass", "text": text, "method": method, "budget": budget}
+                key = {"kind": kind, "text": text, "method": method, "budget": budget}
                 if budget is None or self.has(**key):
                     continue
                 if read is None:
@@ -170,21 +185,54 @@ class Study:
                     del found["oracle"]  # the same for all: kept once
                 self.add(**key, **found)
 
+    def sinks(self, text: str) -> None:
+        """Where a text's queries put most weight, and what stands there."""
+        key = {"kind": "sinks", "text": text}
+        if not self.has(**key):
+            source, begin = TEXTS[text]
+            ids = self.ids(source, begin, self.recipe.prompt + self.recipe.mass_tokens)
+            layers = sinks(read_prompt(self.lm.model, ids), ids)
+            for row in layers:
+                row["token"] = self.lm.tokenizer.decode([int(ids[0, row["place"]])])
+            self.add(**key, layers=layers)
+
+    def codes(self, text: str) -> None:
+        """Variants of Adamas, judged and their loss, at the smallest budget."""
+        recipe = self.recipe
+        self.masses("codes", text, [(name, [recipe.mass_budgets[0]]) for name in VARIANTS])
+        new: list[tuple[str, list[int | None]]] = [
+            (name, [recipe.budgets[0]])
+            for name in VARIANTS
+            if "_one" not in name and "_centred" not in name  # the first are in ``loss``
+        ]
+        self.losses("codes_loss", text, recipe.prompt, recipe.tokens, new)
+
     def needle(self, task: str, seed: int) -> None:
         """One sample, all methods and budgets at once, question late and early."""
         recipe = self.recipe
-        key = {"kind": "needle", "task": task, "seed": seed}
+        runs = list(self.wanted(recipe.needle_budgets))
+        early = [(method, own) for method, own in runs if method in recipe.early]
+        self._ask({"kind": "needle", "task": task, "seed": seed}, recipe.needle_length, runs, early)
+
+    def task(self, task: str, seed: int, *, compare: bool) -> None:
+        """One sample of a task, question late: full attention alone, or all methods at one budget."""
+        runs = list(self.wanted((self.recipe.task_budget,)))[: None if compare else 1]
+        self._ask({"kind": "tasks", "task": task, "seed": seed}, self.recipe.task_length, runs, [])
+
+    def _ask(
+        self, key: dict[str, Any], length: int,
+        late_runs: list[tuple[str, list[int | None]]], early_runs: list[tuple[str, list[int | None]]],
+    ) -> None:  # fmt: skip
         todo = [
             (late, method, budget)
-            for late in (True, False)
-            for method, own in self.wanted(recipe.needle_budgets)
+            for late, runs in ((True, late_runs), (False, early_runs))
+            for method, own in runs
             for budget in own
-            if (late or method in recipe.early)
-            and not self.has(**key, late=late, method=method, budget=budget)
+            if not self.has(**key, late=late, method=method, budget=budget)
         ]
         if not todo:
             return
-        sample = self.sample(task, recipe.needle_length, seed)
+        sample = self.sample(key["task"], length, key["seed"])
         context, question = self.lm.ids(sample.context), self.lm.ids(sample.question)
         whole = read_prompt(self.lm.model, torch.cat([context, question], dim=1))
         for late in (True, False):
@@ -201,21 +249,9 @@ class Study:
             else:
                 logits = whole.logits[-1:].expand(len(decoders), -1)
             for (method, budget), output in zip(asked, self.answers(decoders, logits, sample)):
-                self.add(**key, late=late, method=method, budget=budget, tokens=sample.tokens,
-                         score=sample.score(output), output=output, wanted=list(sample.references))  # fmt: skip
-
-    def task(self, task: str, seed: int) -> None:
-        """One sample of a task with full attention."""
-        key = {"kind": "tasks", "task": task, "seed": seed}
-        if self.has(**key):
-            return
-        sample = self.sample(task, self.recipe.task_length, seed)
-        ids = torch.cat([self.lm.ids(sample.context), self.lm.ids(sample.question)], dim=1)
-        read, decoder = read_prompt(self.lm.model, ids), self.decoder("full", None)
-        decoder.start(read)
-        output = self.answers([decoder], read.logits[-1:], sample)[0]
-        self.add(**key, tokens=sample.tokens, score=round(sample.score(output), 4), output=output,
-                 wanted=list(sample.references))  # fmt: skip
+                score = round(sample.score(output), 4)
+                self.add(**key, late=late, method=method, budget=budget, tokens=sample.tokens, score=score,
+                         output=output, wanted=list(sample.references))  # fmt: skip
 
     def sample(self, task: str, length: int, seed: int) -> ruler.Sample:
         return ruler.make(task, length, self.count, seed=seed)
@@ -226,13 +262,12 @@ class Study:
     def answers(self, decoders: Sequence[Decoder], logits: torch.Tensor, sample: ruler.Sample) -> list[str]:
         """Greedy answers of decoders that have read the question, from the logits ``[n, vocabulary]`` after it.
 
-        An answer ends with the end of text, at its limit, or once it has all that is wanted: scores look for what
-        appears, so more text could change nothing.
+        An answer ends with the end of text, after the tokens that its task reserves for it, or once it has all that
+        is wanted: scores look for what appears, so more text could change nothing.
         """
-        most = min(sample.reserve, self.recipe.answer_slack + self.count(" ".join(sample.references)))
         made: list[list[int]] = [[] for _ in decoders]
         live = list(range(len(decoders)))
-        for place in range(most):
+        for place in range(sample.reserve):
             after = []
             for i, token in zip(live, logits.argmax(-1).tolist()):
                 if token == self.lm.model.config.eos_token_id:
@@ -241,7 +276,7 @@ class Study:
                 if sample.score(self.lm.tokenizer.decode(made[i])) < 1:
                     after.append(i)
             live = after
-            if not live or place == most - 1:
+            if not live or place == sample.reserve - 1:
                 break
             new = torch.tensor([[made[i][-1]] for i in live])
             logits = steps_together([decoders[i] for i in live], new)[:, -1]
@@ -251,17 +286,23 @@ class Study:
         """What is asked for and not there yet, in an order that gives a whole picture early."""
         recipe = self.recipe
         if "check" in parts:
-            self.losses("check", "docs", 96, 8, (48,))
+            self.losses("check", "docs", 96, 8, self.wanted((48,)))
         for text in list(TEXTS)[:texts]:
             if "loss" in parts:
-                self.losses("loss", text, recipe.prompt, recipe.tokens, recipe.budgets)
+                self.losses("loss", text, recipe.prompt, recipe.tokens, self.wanted(recipe.budgets))
             if "mass" in parts and text in ("docs", "code"):
-                self.masses(text)
+                self.sinks(text)
+                self.masses("mass", text, self.wanted(recipe.mass_budgets))
+            if "codes" in parts and text in ("docs", "code"):
+                self.codes(text)
         for seed in range(samples):
             for task in recipe.needles if "needle" in parts else ():
                 self.needle(task, seed)
-            for task in ruler.TASKS if "tasks" in parts else ():
-                self.task(task, seed)
+        for compare in (False, True) if "tasks" in parts else ():
+            for seed in range(samples):
+                for task in recipe.compared if compare else ruler.TASKS:
+                    if task not in recipe.needles:
+                        self.task(task, seed, compare=compare)
 
 
 def _read(path: Path) -> dict[str, Any]:
