@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -42,16 +42,18 @@ def codes_picture(t: float = 0.67) -> Figure:
             share = float(x.square().topk(6).values.sum() / x.square().sum())
             for code in range(4):
                 at = (codes == code).nonzero()[:, 0]
-                axis.bar(
-                    at.numpy(), x[at].numpy(), color=style.PALETTE[_CODES[code]], hatch=_HATCHES[code],
-                    edgecolor="white", linewidth=0.3, label=f"code {code}: {len(at)}",
-                )  # fmt: skip
+                looks: Any = {"color": style.PALETTE[_CODES[code]], "hatch": _HATCHES[code]}
+                looks |= {"edgecolor": "white", "linewidth": 0.3}
+                axis.bar(at.numpy(), x[at].numpy(), **looks)
+                # For the legend: no bars would leave a patch without a look.
+                axis.bar([0], [0], label=f"code {code}: {len(at)}", **looks)
             for level in (-t, 0.0, t):
                 axis.axhline(
-                    level, color=style.COLORS["text"], linewidth=0.8, linestyle="--" if level else "-"
-                )
+                    level, color=style.COLORS["text"], linewidth=0.8, linestyle="--" if level else "-",
+                    label=f"±{t:g}" if level > 0 else None,
+                )  # fmt: skip
             axis.set_title(f"{name}: six channels hold {share:.0%} of its energy", loc="left")
-            axis.legend(ncols=4, fontsize=8.5, loc="upper right")
+            axis.legend(ncols=5, fontsize=8.5, loc="upper right")
             axis.set_ylim(-max(1.2, 1.15 * float(x.abs().max())), 1.5 * max(1.2, float(x.abs().max())))
         fig.supxlabel("coordinate", fontsize=11.5)
         fig.supylabel("value", fontsize=11.5)
