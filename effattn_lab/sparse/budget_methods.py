@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from effattn_lab._validate import check_positive_int
+from effattn_lab._validate import check_positive_int, resolve_scale
+from effattn_lab.foundations.attention import repeat_kv, visible
 from effattn_lab.models.decode import Make, Prompt, rope_base
 from effattn_lab.sparse.adamas import AdamasCache, code_distances, encode, select_nearest
 from effattn_lab.sparse.cache import DecodeCache, FullCache, captured_mass, decode_scores
@@ -205,6 +206,40 @@ def chosen(cache: DecodeCache, q: torch.Tensor, budget: int) -> tuple[torch.Tens
         return index.clamp_max(cache.kept - 1), index < cache.kept
     places = cache.v[..., 0].round().long()
     return places.repeat_interleave(q.shape[1] // places.shape[1], dim=1), None
+
+
+def sinks(prompt: Prompt, ids: torch.Tensor, last: int = 64) -> list[dict[str, Any]]:
+    """Where the last queries of a text put most weight, in each layer, as a mean over them and the heads.
+
+    Args:
+        prompt: a text read by the model.
+        ids: its tokens ``[1, N]``.
+        last: queries at its end.
+
+    Returns:
+        a row for each layer: ``place`` of the token of most weight before the first of those queries, ``weight`` on
+        it, ``same`` on all tokens of the same kind, ``first`` on token 0, and ``value``: the length of its value over
+        the mean one.
+    """
+    check_positive_int("last", last)
+    if last >= prompt.length:
+        raise ValueError(f"last: expected fewer than the {prompt.length} tokens of the text, got {last}")
+    rows = []
+    for q, k, v in prompt.layers:
+        keys = repeat_kv(k, q.shape[1] // k.shape[1])
+        s = resolve_scale(prompt.scale, q.shape[3]) * q[:, :, -last:] @ keys.transpose(-1, -2)
+        s = s.masked_fill(~visible(last, prompt.length, causal=True), float("-inf"))
+        weight = torch.softmax(s, dim=-1).mean(dim=(0, 1, 2))  # [N]
+        place = int(weight[:-last].argmax())
+        length = v[0].norm(dim=-1).mean(dim=0)
+        row = {
+            "weight": weight[place],
+            "same": weight[ids[0] == ids[0, place]].sum(),
+            "first": weight[0],
+            "value": length[place] / length.mean(),
+        }
+        rows.append({"place": place, **{name: round(x.item(), 4) for name, x in row.items()}})
+    return rows
 
 
 def judge(make: Make, prompt: Prompt, begin: int, budget: int, every: int = 8) -> dict[str, Any]:

@@ -109,6 +109,45 @@ def masses(record: dict[str, Any], kind: str = "mass") -> list[dict[str, Any]]:
     return table
 
 
+def sinks(record: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """For each text a row a layer, see :func:`effattn_lab.sparse.budget_methods.sinks`; with its ``token``."""
+    return {row["text"]: row["layers"] for row in record["rows"] if row["kind"] == "sinks"}
+
+
+#: Variants that are methods of the study: their loss is among its rows.
+_SAME = {"adamas": "hadamard_one", "adamas_raw": "raw_one"}
+
+
+def variants(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Variants of Adamas at the smallest budget.
+
+    Returns:
+        for each: ``method``; means over layers with a budget, heads and texts of ``mass``, ``recall``, ``error`` and
+        ``first`` (how often the first token was read); ``perplexity`` over the texts that all have run on, None
+        where no loss was asked for.
+    """
+    recipe = record["recipe"]
+    dense, budget = recipe["dense_layers"], recipe["budgets"][0]
+    as_variants = [
+        {**row, "kind": "codes_loss", "method": _SAME.get(row["method"], row["method"])}
+        for row in record["rows"]
+        if (row["kind"], row["budget"]) == ("codes_loss", budget)
+        or (row["kind"] == "loss" and row["method"] in _SAME and row["budget"] == budget)
+    ]
+    nats = {
+        method: [row["nats"] for row in rows.values()]
+        for (method,), rows in _groups({"rows": as_variants}, "codes_loss", ("method",), ("text",)).items()
+    }
+    return [
+        {
+            "method": row["method"],
+            **{k: float(np.mean(row[k][dense:])) for k in ("mass", "recall", "error", "first")},
+            "perplexity": math.exp(np.mean(nats[row["method"]])) if row["method"] in nats else None,
+        }
+        for row in masses(record, "codes")
+    ]
+
+
 def tasks(record: dict[str, Any]) -> list[dict[str, Any]]:
     """RULER's tasks, question late, full attention and each method at the recipe's ``task_budget``.
 

@@ -5,7 +5,8 @@
 
 * ``loss``: perplexity of the tokens after a prompt, on real text, against the budget; apart for tokens that can be
   looked up far back;
-* ``mass``: share of the softmax that a choice holds, and recall of the best keys, for each layer and head;
+* ``mass``: share of the softmax that a choice holds, and recall of the best keys, for each layer and head; and where
+  the model's own attention sinks are;
 * ``codes``: both for variants of Adamas: transform, thresholds, mean key;
 * ``needle``: a fact in a long text. *Late*, the text is read first and the question arrives token by token, when
   methods that drop tokens have dropped them; early, the question is part of the prompt;
@@ -35,7 +36,7 @@ from effattn_lab._atomic import write_atomic
 from effattn_lab._command import bad_values, file_to_write, positive
 from effattn_lab.models.decode import Decoder, Prompt, read_prompt, steps_together
 from effattn_lab.models.smollm2 import SmolLM2
-from effattn_lab.sparse.budget_methods import METHODS, VARIANTS, judge, key_statistics, recalled
+from effattn_lab.sparse.budget_methods import METHODS, VARIANTS, judge, key_statistics, recalled, sinks
 from effattn_lab.tasks import ruler
 from effattn_lab.tasks.text import stdlib_source, topics
 
@@ -123,7 +124,9 @@ class Study:
         head = {k: v for k, v in self.record.items() if k != "rows"}
         text = f'{json.dumps(head, indent=1)[:-2]},\n "rows": [\n  {rows}\n ]\n}}\n'
         write_atomic(self.path, text.encode())
-        shown = {k: v for k, v in row.items() if k not in ("mass", "oracle", "recall", "error", "first")}
+        shown = {
+            k: v for k, v in row.items() if k not in ("mass", "oracle", "recall", "error", "first", "layers")
+        }
         print(" ".join(f"{k}={v!r}" for k, v in shown.items()), flush=True)
 
     def decoder(self, method: str, budget: int | None) -> Decoder:
@@ -181,6 +184,17 @@ class Study:
                 if method != "oracle":
                     del found["oracle"]  # the same for all: kept once
                 self.add(**key, **found)
+
+    def sinks(self, text: str) -> None:
+        """Where a text's queries put most weight, and what stands there."""
+        key = {"kind": "sinks", "text": text}
+        if not self.has(**key):
+            source, begin = TEXTS[text]
+            ids = self.ids(source, begin, self.recipe.prompt + self.recipe.mass_tokens)
+            layers = sinks(read_prompt(self.lm.model, ids), ids)
+            for row in layers:
+                row["token"] = self.lm.tokenizer.decode([int(ids[0, row["place"]])])
+            self.add(**key, layers=layers)
 
     def codes(self, text: str) -> None:
         """Variants of Adamas, judged and their loss, at the smallest budget."""
@@ -277,6 +291,7 @@ class Study:
             if "loss" in parts:
                 self.losses("loss", text, recipe.prompt, recipe.tokens, self.wanted(recipe.budgets))
             if "mass" in parts and text in ("docs", "code"):
+                self.sinks(text)
                 self.masses("mass", text, self.wanted(recipe.mass_budgets))
             if "codes" in parts and text in ("docs", "code"):
                 self.codes(text)

@@ -114,7 +114,7 @@ check("sparse/elastic/pool", pool)
 # Two small matrices turn a head's mean key $x$ into two logits, $z = \mathrm{silu}(x W_1) W_2$ (the real router has five layers; one
 # hidden layer is enough here). Class 0 is sparse, class 1 full. In training, *noise* is added to the logits before they are
 # compared, so that a head sometimes tries the other mode; at inference the larger logit wins. The function gets the keys twice,
-# before and after RoPE.
+# before and after RoPE; your `pool` of step 1 takes the mean.
 #
 # *Predict:* which of the two should it use? What does the mean of *rotated* keys tell?
 
@@ -125,10 +125,8 @@ def decide(k, k_rope, c, w1, w2, noise, training):
 
     k, k_rope [B, H, N, D]: keys before and after RoPE. w1 [D, F], w2 [F, 2], noise [B, H, 2]. training: bool.
     """
-    mean = torch.cat([k[:, :, :c], k[:, :, -c:]], dim=2).mean(
-        dim=2
-    )  # step 1, of which keys?
     ### BEGIN SOLUTION
+    mean = torch.cat([k[:, :, :c], k[:, :, -c:]], dim=2).mean(dim=2)
     logits = F.silu(mean @ w1) @ w2
     asked = logits + noise if training else logits
     return (asked[..., 1] > asked[..., 0]).to(k.dtype), logits
@@ -211,6 +209,7 @@ def mix(o_full, o_sparse, full, do):
     o_full, o_sparse, do [B, Hq, N, D]: both outputs, and the loss's gradient at the output. full [B, H] of 0 and 1.
     """
     groups = o_full.shape[1] // full.shape[1]
+    # Query head g belongs to KV head g // groups. The blend, then the gradient of each KV head.
     ### BEGIN SOLUTION
     r = full.repeat_interleave(groups, dim=1)[..., None, None]
     out = r * o_full + (1 - r) * o_sparse
