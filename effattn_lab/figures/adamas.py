@@ -61,6 +61,60 @@ def codes_picture(t: float = 0.67) -> Figure:
     return fig
 
 
+def choices_picture(budget: int = 32, page: int = 8) -> Figure:
+    """One row of 128 keys and what four rules read of it: sinks and a window, pages, codes, the oracle.
+
+    Random keys, twelve of them related to the query and scattered over the text, the first four liked by every query.
+    """
+    import matplotlib.pyplot as plt
+
+    from effattn_lab.sparse.adamas import code_distances, encode, select_nearest
+    from effattn_lab.sparse.quest import page_bounds, page_scores, select_pages
+
+    n, dim = 128, 64
+    g = torch.Generator().manual_seed(5)
+    q = uneven(1, dim, 1.0, seed=4).float()
+    k = torch.randn(n, dim, generator=g)
+    relevant = torch.randperm(n - 8, generator=g)[:12] + 4
+    part = torch.cat([torch.full((4,), 0.6), 0.45 + 0.3 * torch.rand(12, generator=g)])[:, None]
+    at = torch.cat([torch.arange(4), relevant])
+    k[at] = part * q + (1 - part.square()).sqrt() * k[at]
+    k = k / k.square().mean(-1, keepdim=True).sqrt()
+    a = torch.softmax((k @ q[0]) * dim**-0.5 * 2, dim=0)
+    q4, k4 = q.view(1, 1, 1, dim), k.view(1, 1, n, dim)
+    codes = (encode(x, thresholds=(-0.67, 0.0, 0.67)) for x in (q4, k4))
+    pages = select_pages(page_scores(q4, *page_bounds(k4, page)), budget // page)[0, 0]
+    chosen = {
+        "StreamingLLM": torch.cat([torch.arange(4), torch.arange(n - budget + 4, n)]),
+        f"Quest, pages of {page}": (pages[:, None] * page + torch.arange(page)).flatten(),
+        "Adamas": select_nearest(code_distances(*codes), budget)[0, 0],
+        "oracle": a.topk(budget).indices,
+    }
+    with plt.rc_context(style.rc()):
+        fig, axes = plt.subplots(
+            len(chosen), 1, figsize=(8.6, 4.6), sharex=True, sharey=True, layout="constrained"
+        )
+        for axis, (name, index) in zip(axes, chosen.items()):
+            read = torch.zeros(n, dtype=torch.bool)
+            read[index] = True
+            for keep, color, label in ((~read, "grey", "passed over"), (read, "blue", "read")):
+                where = keep.nonzero()[:, 0]
+                axis.bar(where.numpy(), a[where].numpy(), 0.9, color=style.PALETTE[color], label=label)
+            axis.plot(
+                index.numpy(), torch.full((len(index),), -0.012).numpy(), "s", markersize=2.6,
+                color=style.PALETTE["blue"], clip_on=False,
+            )  # fmt: skip
+            axis.set_title(
+                f"{name}: {len(index)} tokens hold {float(a[index].sum()):.1%} of the weight", loc="left"
+            )
+            axis.set_ylim(-0.02, 1.1 * float(a.max()))
+        axes[0].legend(ncols=2, fontsize=8.5, loc="upper center")
+        fig.supxlabel("token", fontsize=11.5)
+        fig.supylabel("softmax weight", fontsize=11.5)
+    plt.close(fig)
+    return fig
+
+
 def distance_picture(count: int = 1500, t: float = 2.7) -> Figure:
     """Product against L1 distance of codes for random keys: of one length, and of many lengths.
 
