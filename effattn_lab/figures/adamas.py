@@ -80,7 +80,7 @@ def choices_picture(budget: int = 32, page: int = 8) -> Figure:
     at = torch.cat([torch.arange(4), relevant])
     k[at] = part * q + (1 - part.square()).sqrt() * k[at]
     k = k / k.square().mean(-1, keepdim=True).sqrt()
-    a = torch.softmax((k @ q[0]) * dim**-0.5 * 2, dim=0)
+    a = torch.softmax((k @ q[0]) * dim**-0.5, dim=0)
     q4, k4 = q.view(1, 1, 1, dim), k.view(1, 1, n, dim)
     codes = (encode(x, thresholds=(-0.67, 0.0, 0.67)) for x in (q4, k4))
     pages = select_pages(page_scores(q4, *page_bounds(k4, page)), budget // page)[0, 0]
