@@ -102,9 +102,8 @@ def masses(record: dict[str, Any], kind: str = "mass") -> list[dict[str, Any]]:
     """
     table = []
     for (method, budget), rows in _groups(record, kind, ("method", "budget"), ("text",)).items():
-        found = {
-            k: np.mean([row[k] for row in rows.values()], axis=0) for k in ("mass", "recall", "error", "read")
-        }
+        names = ["mass", "recall", "error", "read", *(["first"] if kind == "codes" else [])]
+        found = {k: np.mean([row[k] for row in rows.values()], axis=0) for k in names}
         table.append({"method": method, "budget": budget, **{k: v.tolist() for k, v in found.items()}})
     return table
 
@@ -131,8 +130,8 @@ def variants(record: dict[str, Any]) -> list[dict[str, Any]]:
     as_variants = [
         {**row, "kind": "codes_loss", "method": _SAME.get(row["method"], row["method"])}
         for row in record["rows"]
-        if (row["kind"], row["budget"]) == ("codes_loss", budget)
-        or (row["kind"] == "loss" and row["method"] in _SAME and row["budget"] == budget)
+        if row.get("budget") == budget
+        and (row["kind"] == "codes_loss" or (row["kind"] == "loss" and row["method"] in _SAME))
     ]
     nats = {
         method: [row["nats"] for row in rows.values()]

@@ -264,7 +264,7 @@ def test_every_run_is_there(small):
     assert kinds.count("mass") == others
     assert kinds.count("sinks") == 1
     assert kinds.count("codes") == len(VARIANTS)
-    assert kinds.count("codes_loss") == 4
+    assert kinds.count("codes_loss") == 4 + len(SMALL.budgets) - 1
     assert kinds.count("needle") == 1 + others + len(SMALL.early)
     assert kinds.count("tasks") == 1 + others
     assert json.loads(small.path.read_text()) == json.loads(json.dumps(small.record)), "saved as it ends"
