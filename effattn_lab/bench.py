@@ -26,8 +26,9 @@ def rows(slug: str, seqlens: Sequence[int] | None = None) -> list[dict[str, Any]
     """Benchmark the causal forward pass (on a GPU the backward too) of ``slug`` at each length.
 
     Args:
-        slug: "flash", or "linear_attention", whose rows and defaults
-            :func:`effattn_lab.linear.linear_attention_bench.rows` describes (CPU only).
+        slug: "flash"; or one whose module describes its rows and defaults, CPU only: "linear_attention"
+            (:func:`effattn_lab.linear.linear_attention_bench.rows`), "adamas", a decode step
+            (:func:`effattn_lab.sparse.adamas_latency.rows`).
         seqlens: lengths N; default 512 and 2048, on a GPU 1024 and 4096. The float64 check and the naive row
             hold N x N matrices: 16384 wants some 80 GB.
 
@@ -39,8 +40,12 @@ def rows(slug: str, seqlens: Sequence[int] | None = None) -> list[dict[str, Any]
         from effattn_lab.linear import linear_attention_bench
 
         return linear_attention_bench.rows(seqlens)
+    if slug == "adamas":
+        from effattn_lab.sparse import adamas_latency
+
+        return adamas_latency.rows(adamas_latency.LENGTHS if seqlens is None else seqlens)
     if slug != "flash":
-        raise ValueError(f"slug: expected 'flash' or 'linear_attention', got {slug!r}")
+        raise ValueError(f"slug: expected 'flash', 'linear_attention' or 'adamas', got {slug!r}")
     gpu = torch.cuda.is_available()
     if seqlens is None:
         seqlens = (1024, 4096) if gpu else (512, 2048)

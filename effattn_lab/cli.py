@@ -70,7 +70,7 @@ def _parser(asked: str) -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="correctness, then speed against SDPA and the roofline")
     _kernel_arguments(bench)
     bench.add_argument(
-        "--seqlen", type=int, nargs="+", metavar="N", help="default: 512 2048, on a GPU 1024 4096"
+        "--seqlen", type=int, nargs="+", metavar="N", help="default: the lengths of the mechanism's table"
     )
     bench.set_defaults(run=_bench)
 
@@ -154,7 +154,7 @@ def _bench(args: argparse.Namespace) -> int:
     from effattn_lab import bench
 
     rows = bench.rows(args.slug, seqlens=args.seqlen)
-    show(rows, args.json, title=f"{args.slug}: one run on this machine; compare ratios, not times")
+    show(rows, args.json, title=f"{args.slug}: one run on this machine, in ms; compare ratios, not times")
     return 0 if all(row["correct"] for row in rows) else 1
 
 

@@ -88,7 +88,8 @@ def _nothing_is_installed(name):
         (["xray", "flash", "--gpu", "V100"], "V100"),
         (["xray", "flsh"], "flsh"),
         (["traffic", "flsh"], "flsh"),
-        (["bench", "flsh"], "slug: expected 'flash' or 'linear_attention', got 'flsh'"),
+        (["bench", "flsh"], "slug: expected 'flash', 'linear_attention' or 'adamas', got 'flsh'"),
+        (["bench", "adamas", "--seqlen", "0"], "seqlen: expected an integer of at least 1, got 0"),
         (["bench", "flash", "--seqlen", "0"], "seqlen: expected an integer of at least 1, got 0"),
     ],
 )

@@ -139,30 +139,39 @@ def energy_picture(layers: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> F
 
 
 def time_picture(rows: Sequence[Mapping[str, float]]) -> Figure:
-    """Milliseconds of full attention and of the three stages of a step, against the length.
+    """Milliseconds of full attention, of a whole step and of its four parts, against the length.
 
     Args:
-        rows: one a length: ``seqlen``, ``full``, ``estimate``, ``select``, ``attend``.
+        rows: one a length: ``seqlen``, ``full``, ``step``, ``encode``, ``estimate``, ``select``, ``attend``; and
+            perhaps ``read``, what merely reading keys and values takes.
     """
     import matplotlib.pyplot as plt
 
+    looks = (
+        ("full", "full attention", "-", "o", "black", 2.4),
+        ("read", "reading K and V", "-.", "+", "grey", 1.8),
+        ("step", "whole step", "-", "s", "vermillion", 2.4),
+        ("estimate", "scan of the codes", "--", "^", "blue", 1.4),
+        ("select", "select", "--", "v", "green", 1.4),
+        ("encode", "code of the query", ":", "D", "orange", 1.4),
+        ("attend", "attend", ":", "x", "purple", 1.4),
+    )
     with plt.rc_context(style.rc()):
-        fig, axis = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
-        place = range(len(rows))
-        bottom = [0.0] * len(rows)
-        looks = (("estimate", "sky", "//"), ("select", "yellow", ".."), ("attend", "green", ""))
-        for part, color, hatch in looks:
+        fig, axis = plt.subplots(figsize=(7.4, 4.2), layout="constrained")
+        seqlens = [row["seqlen"] for row in rows]
+        for part, label, dash, marker, color, width in looks:
+            if part not in rows[0]:
+                continue
             values = [row[part] for row in rows]
-            axis.bar(
-                [x + 0.2 for x in place], values, 0.38, bottom=bottom, color=style.PALETTE[color], hatch=hatch,
-                edgecolor="black", linewidth=0.6, label=part,
+            axis.plot(
+                seqlens, values, dash, marker=marker, markersize=5, linewidth=width,
+                color=style.PALETTE[color], label=label,
             )  # fmt: skip
-            bottom = [a + b for a, b in zip(bottom, values)]
-        full = [row["full"] for row in rows]
-        axis.bar([x - 0.2 for x in place], full, 0.38, color=style.PALETTE["grey"], label="full attention")
-        axis.set_xticks(list(place), [f"{int(row['seqlen']) // 1024}K" for row in rows])
+        axis.set_xscale("log", base=2)
         axis.set_yscale("log")
+        axis.set_xticks(seqlens, [f"{int(n) / 1024:g}K" for n in seqlens])
+        axis.set_xticks([], minor=True)
         axis.set(xlabel="tokens in the cache", ylabel="milliseconds a step")
-        axis.legend(fontsize=9)
+        fig.legend(fontsize=9, loc="outside right upper")
     plt.close(fig)
     return fig

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 #: Line, marker and colour of each rule, the same in every picture.
 LOOKS = {
-    "oracle": ("-", "o", style.PALETTE["black"]),
-    "Quest": ("-", "s", style.PALETTE["blue"]),
-    "Adamas": ("-", "D", style.PALETTE["orange"]),
-    "SnapKV": ("--", "^", style.PALETTE["green"]),
-    "H2O": ("--", "v", style.PALETTE["vermillion"]),
-    "StreamingLLM": (":", "x", style.PALETTE["purple"]),
+    "oracle": ("-", "D", style.PALETTE["black"]),
+    "Adamas": ("-", "o", style.PALETTE["blue"]),
+    "Quest": ("-.", "s", style.PALETTE["green"]),
+    "SnapKV": ("--", "^", style.PALETTE["purple"]),
+    "H2O": ("--", "v", style.PALETTE["orange"]),
+    "StreamingLLM": (":", "X", style.PALETTE["vermillion"]),
 }
 
 

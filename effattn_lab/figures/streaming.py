@@ -36,8 +36,9 @@ def cache(sinks: int = 4, budget: int = 8, newest: int = 9) -> Figure:
                 kept = token < sinks or last - token < budget - sinks
                 kind = "sink" if token < sinks else "recent" if kept else "gone"
                 hatch = "//" if kind == "sink" else ""
-                box = {"facecolor": colors[kind], "edgecolor": style.COLORS["text"], "linewidth": 0.8}
-                ax.add_patch(Rectangle((token, 0), 0.94, 0.9, hatch=hatch, **box))
+                box = Rectangle((token, 0), 0.94, 0.9, hatch=hatch, facecolor=colors[kind], linewidth=0.8)
+                box.set_edgecolor(style.COLORS["text"])
+                ax.add_patch(box)
                 label = {"facecolor": "white", "edgecolor": "none", "pad": 0.8} if hatch else None
                 ax.text(token + 0.47, 0.45, str(token), ha="center", va="center", bbox=label)
                 if kept:

@@ -10,7 +10,8 @@ import re
 _SYMBOLS = {
     r"\alpha": "α", r"\beta": "β", r"\cdot": "·", r"\delta": "δ", r"\Delta": "Δ", r"\dots": "…", r"\ell": "ℓ",
     r"\epsilon": "ε", r"\gamma": "γ", r"\infty": "∞", r"\lambda": "λ", r"\lfloor": "⌊", r"\mu": "μ", r"\phi": "φ",
-    r"\rfloor": "⌋", r"\sigma": "σ", r"\sum": "Σ", r"\tau": "τ", r"\Theta": "Θ", r"\top": "ᵀ", r"\,": " ",
+    r"\Omega": "Ω", r"\rfloor": "⌋", r"\sigma": "σ", r"\sum": "Σ", r"\tau": "τ", r"\Theta": "Θ", r"\top": "ᵀ",
+    r"\,": " ",
 }  # fmt: skip
 _RELATIONS = {r"\approx": "≈", r"\ge": "≥", r"\in": "∈", r"\le": "≤", r"\ne": "≠", r"\times": "×"}
 _SUPERSCRIPTS = str.maketrans("0123456789-+nT", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿᵀ")

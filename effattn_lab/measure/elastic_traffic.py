@@ -104,8 +104,8 @@ def rows(
     if dtype not in names:
         raise ValueError(f"dtype: expected one of {', '.join(names)}, got {dtype!r}")
     with count() as traffic:  # raises where nothing can be counted, before any work
-        from effattn_kernels._tiles import architecture, choose_tiles
-        from effattn_kernels.elastic import elastic_attention
+        from effattn_kernels._tiles import architecture
+        from effattn_kernels.elastic import choose_tile, elastic_attention
 
         generator = torch.Generator().manual_seed(0)
 
@@ -116,7 +116,7 @@ def rows(
         modes = (torch.arange(batch)[:, None] + torch.arange(num_kv_heads)) % 2 == 0
         elastic_attention(q, k, v, modes, sinks=sinks, window=window)
 
-    tile = choose_tiles(head_dim, names[dtype], architecture(q.device)).fwd
+    tile = choose_tile(head_dim, names[dtype], architecture(q.device))
     per_query_head = modes.repeat_interleave(num_heads // num_kv_heads, dim=1).tolist()
     formula = forward_bytes(
         per_query_head, seqlen_q, seqlen_k, head_dim, q.element_size(),

@@ -5,7 +5,8 @@ CPU: ``torch.utils.benchmark``. GPU: ``triton.testing.do_bench``, which clears t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,3 +68,42 @@ def measure(
             samples = np.asarray([*samples, *(timer.timeit(1).mean for _ in range(3 - len(samples)))])
     q20, median, q80 = np.quantile(samples, [0.2, 0.5, 0.8])
     return Timing(float(median), float(q20), float(q80), len(samples), device)
+
+
+def measure_cold(
+    fns: Mapping[str, Callable[[], Any]], rounds: int = 25, clear_bytes: int = 128 * 2**20
+) -> dict[str, Timing]:
+    """Time functions on the CPU with cold caches, in turns, so that a disturbance meets all of them.
+
+    A loop over one call finds its data in the cache that the call before filled. A model doesn't: between two visits
+    of a layer it reads all others. Before each timed call ``clear_bytes`` of other memory are read.
+
+    Args:
+        fns: what to time, by name; called without arguments.
+        rounds: samples of each, at least 3. Default 25.
+        clear_bytes: more than the largest cache holds. Default 128 MiB.
+
+    Returns:
+        :class:`Timing` of each name.
+    """
+    if not fns:
+        raise ValueError("fns: expected at least one function, got none")
+    if rounds < 3:
+        raise ValueError(f"rounds: expected at least 3, got {rounds!r}")
+    if clear_bytes < 8:
+        raise ValueError(f"clear_bytes: expected at least 8, got {clear_bytes!r}")
+    other = torch.ones(clear_bytes // 8, dtype=torch.float64)
+    samples: dict[str, list[float]] = {name: [] for name in fns}
+    for fn in fns.values():
+        fn()  # what is done once, such as choosing a code path, is not timed
+    for _ in range(rounds):
+        for name, fn in fns.items():
+            other.sum()
+            begin = time.perf_counter()
+            fn()
+            samples[name].append(time.perf_counter() - begin)
+    found = {}
+    for name, taken in samples.items():
+        q20, median, q80 = np.quantile(taken, [0.2, 0.5, 0.8])
+        found[name] = Timing(float(median), float(q20), float(q80), rounds, "cpu")
+    return found

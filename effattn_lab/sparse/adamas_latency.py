@@ -1,7 +1,8 @@
 """A decode step of Adamas beside full attention on a CPU, its three stages apart: measured in one run, one thread.
 
-``python -m effattn_lab.sparse.adamas_latency`` (a minute). float32 keys and values, one query, two heads, D = 128.
-Times of different machines do not compare; ratios of one run do.
+``python -m effattn_lab.sparse.adamas_latency`` (a minute; ``effattn bench adamas`` prints the same rows). float32
+keys and values, one query, two heads, D = 128. Caches are cold, as in a model: a layer's codes are not read again
+before all other layers have had their turn. Times of different machines do not compare; ratios of one run do.
 
 Codes lie word by word, ``[H, W, N]`` in 64-bit words, so that each pass runs over consecutive numbers, in pieces that
 stay in the cache. The distance takes two counts of bits a word instead of three: the bits that the exact formula
@@ -23,9 +24,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from effattn_lab._command import file_to_write, positive, seconds
+from effattn_lab._command import file_to_write, positive
 from effattn_lab._validate import check_positive_int
-from effattn_lab.measure.timing import measure
+from effattn_lab.measure.timing import measure_cold
 from effattn_lab.sparse.adamas import encode
 from effattn_lab.sparse.codes import l1_packed
 
@@ -117,22 +118,27 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, taken: np.ndarray[
     return torch.stack(out)
 
 
-def rows(
-    seqlens: Sequence[int] = LENGTHS, min_run_time: float = 0.3, budget: int = BUDGET
-) -> list[dict[str, Any]]:
-    """One dict a length: milliseconds of ``full``, ``encode``, ``estimate``, ``select``, ``attend`` and ``step``.
+def rows(seqlens: Sequence[int] = LENGTHS, rounds: int = 25, budget: int = BUDGET) -> list[dict[str, Any]]:
+    """One dict a length: milliseconds of ``full`` and ``read``, of ``step`` and its four stages.
 
-    ``ratio`` is full over step. The step is checked first: distances, choice and output; no times if it is wrong.
+    ``full`` is PyTorch's attention. ``read`` takes the largest entry of K and of V: what reading them once costs, and
+    so a bound for any dense step of this thread. ``ratio`` is full over step, ``ratio_read`` read over step. The
+    step is checked first: distances, choice and output; no times if it is wrong.
+
+    Args:
+        seqlens: tokens in the cache.
+        rounds: samples of each, at least 3; medians are given.
+        budget: tokens read, the current one included.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # NumPy has one, so both sides get one
     try:
-        return [_row(n, min_run_time, budget) for n in seqlens]
+        return [_row(n, rounds, budget) for n in seqlens]
     finally:
         torch.set_num_threads(before)
 
 
-def _row(seqlen: int, min_run_time: float, budget: int) -> dict[str, Any]:
+def _row(seqlen: int, rounds: int, budget: int) -> dict[str, Any]:
     check_positive_int("seqlen", seqlen)
     g = torch.Generator().manual_seed(seqlen)
     q = torch.randn(NUM_HEADS, HEAD_DIM, generator=g)
@@ -155,19 +161,21 @@ def _row(seqlen: int, min_run_time: float, budget: int) -> dict[str, Any]:
     exact = l1_packed(encode(q[:, None], thresholds=THRESHOLDS), codes).numpy()
     right = bool((distance == exact).all()) and _same(attend(q, k, v, taken), q, k, v, taken)
     found: dict[str, Any] = {"seqlen": seqlen, "budget": budget, "correct": right}
-    stages: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
-        "full": (full, ()),
-        "encode": (code, ()),
-        "estimate": (estimate, (query, keys)),
-        "select": (select, (distance, budget)),
-        "attend": (attend, (q, k, v, taken)),
-        "step": (step, ()),
+    stages: dict[str, Callable[[], Any]] = {
+        "full": full,
+        "read": lambda: (k.amax(), v.amax()),
+        "encode": code,
+        "estimate": lambda: estimate(query, keys),
+        "select": lambda: select(distance, budget),
+        "attend": lambda: attend(q, k, v, taken),
+        "step": step,
     }
     with torch.inference_mode():
-        for name, (fn, inputs) in stages.items():
-            done = measure(fn, *inputs, min_run_time=min_run_time, device="cpu") if right else None
-            found[name] = None if done is None else 1e3 * done.median_s
+        times = measure_cold(stages, rounds) if right else {}
+    for name in stages:
+        found[name] = 1e3 * times[name].median_s if right else None
     found["ratio"] = found["full"] / found["step"] if right else None
+    found["ratio_read"] = found["read"] / found["step"] if right else None
     return found
 
 
@@ -193,12 +201,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seqlen", type=positive, nargs="+", default=list(LENGTHS))
-    parser.add_argument("--seconds", type=seconds, default=0.3, help="to measure each stage")
+    parser.add_argument("--rounds", type=positive, default=25, help="samples of each stage, at least 3")
     parser.add_argument(
         "--json", type=file_to_write, metavar="FILE", help="write the figures to a file, for `recorded`"
     )
     chosen = parser.parse_args(arguments)
-    table = rows(chosen.seqlen, chosen.seconds)
+    table = rows(chosen.seqlen, chosen.rounds)
     if chosen.json:
         machine = {"cores": os.cpu_count(), "threads": 1, "torch": torch.__version__,
                    "numpy": np.__version__, "python": platform.python_version()}  # fmt: skip

@@ -132,7 +132,7 @@ def elastic_attention(
     """``r o_full + (1 - r) o_sparse``, head by head; the reference, in which both are computed for all.
 
     With r exactly 0 or 1 this is the output of the mode that each head was given, and the gradient to r is
-    ``<dL/do, o_full - o_sparse>``: what the loss would gain if this head changed over.
+    ``<dL/do, o_full - o_sparse>``: to first order the loss with this head full, minus the loss with it sparse.
 
     Args:
         q: ``[B, Hq, N, D]``, after RoPE.

@@ -6,6 +6,8 @@ A FLOP is a multiply or an add; sinks and a window hide nothing that a short tex
 from __future__ import annotations
 
 from effattn_lab._validate import check_positive_int
+from effattn_lab.foundations.cost_model import linear_flops
+from effattn_lab.foundations.presets import ModelShape
 from effattn_lab.sparse.static_patterns_cost import pair_flops, sinks_and_window_pairs
 
 
@@ -41,6 +43,21 @@ def prefill_flops(
     check_positive_int("num_heads", num_heads)
     dense = pair_flops(seqlen * (seqlen + 1) // 2, head_dim) * num_heads
     return dense / ideal_speedup(sparsity, seqlen, sinks, window)
+
+
+def prefill_speedup(
+    sparsity: float, seqlen: int, model: ModelShape, sinks: int = 128, window: int = 1024
+) -> float:
+    """FLOPs of a whole prefill with all heads full over those with a share ``sparsity`` of them sparse.
+
+    Projections and MLPs, ``2 N`` a weight of a layer, are in both; embedding, norms and the one output row are not
+    counted.
+    """
+    rest = linear_flops(seqlen, model.layer_params)
+    dense, mixed = (
+        prefill_flops(seqlen, model.num_heads, model.head_dim, m, sinks, window) for m in (0.0, sparsity)
+    )
+    return float((rest + dense) / (rest + mixed))
 
 
 def router_parameters(head_dim: int, expansion: int = 4) -> int:

@@ -6,113 +6,65 @@ with what FILE holds; the run that the book shows is kept beside this module.
 For each seed: two layers of four heads learn both tasks of :mod:`effattn_lab.sparse.elastic_tasks` with full
 attention and are frozen. Then a router a layer is trained three times: signed and absolute multipliers with a
 target for each task, and signed ones with the same target for both. Beside them stand all heads full, all sparse, and
-*every* static mask of the eight heads: the honest rival of a router is the best fixed choice of as many sparse heads.
-The masks are chosen on prompts of their own and judged, as all the rest, on others.
+*every* static mask of the eight heads. A router has two honest rivals: the best fixed choice of as many sparse heads,
+and a table with one fixed choice a task. The masks are chosen on prompts of their own and judged, as all the rest, on
+others.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import math
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 
 from effattn_lab._atomic import write_atomic
 from effattn_lab._command import bad_values, file_to_write, natural
-from effattn_lab.models.softmax_layer import SoftmaxAttention
 from effattn_lab.models.tiny import TinyDecoder
 from effattn_lab.sparse.elastic import SparsityMultipliers, model_sparsity
+from effattn_lab.sparse.elastic_backbone import (
+    EARLY,
+    Recipe,
+    cosine,
+    load_backbone,
+    save_backbone,
+    train_backbone,
+)
 from effattn_lab.sparse.elastic_layer import ElasticAttention
-from effattn_lab.sparse.elastic_tasks import ASKED, TASKS, VOCABULARY, mixed, prompts
+from effattn_lab.sparse.elastic_tasks import ASKED, TASKS, mixed, prompts
 from effattn_lab.tasks._draw import IGNORE
 
+__all__ = [
+    "EARLY",
+    "Recipe",
+    "best_mask",
+    "bits",
+    "correct",
+    "flat",
+    "load_backbone",
+    "make_elastic",
+    "recorded",
+    "run_seed",
+    "save_backbone",
+    "static_table",
+    "summary",
+    "train_backbone",
+    "train_routers",
+]
 RECORD = Path(__file__).with_suffix(".json")
-#: Weights of the recorded run's backbone of seed 0, rounded to float16: routers can be trained around it in seconds.
-BACKBONE = Path(__file__).with_name("elastic_backbone.npz")
 #: Router variants: targets of (recall, local), and whether the linear term is signed.
 VARIANTS: dict[str, tuple[tuple[float, float], bool]] = {
     "signed": ((0.5, 1.0), True),
     "absolute": ((0.5, 1.0), False),
     "one target": ((0.75, 0.75), True),
 }
-#: Step whose losses a run records: a test runs the first steps again, so results belong to the code.
-EARLY = 10
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that a run depends on besides its seed."""
-
-    width: int = 32
-    layers: int = 2
-    heads: int = 4
-    sinks: int = 1
-    window: int = 8
-    boundary: int = 6
-    batch: int = 48
-    steps: int = 1500
-    rate: float = 4e-3
-    router_steps: int = 300
-    router_rate: float = 3e-3
-    multiplier_rate: float = 5e-3
-    multiplier_start: float = 0.25
-    warmest: float = 1.5
-    choose: int = 128
-    test: int = 256
-
-
-def train_backbone(recipe: Recipe, seed: int, stop: int | None = None) -> tuple[TinyDecoder, float]:
-    """The model with full attention, and the loss at step :data:`EARLY`.
-
-    ``stop``: end after that many steps of the same schedule.
-    """
-    torch.manual_seed(seed)
-    layers = [SoftmaxAttention(recipe.width, recipe.heads) for _ in range(recipe.layers)]
-    model = TinyDecoder(VOCABULARY.size, recipe.width, layers)
-    generator = torch.Generator().manual_seed(1_000 + seed)
-    optimizer = torch.optim.AdamW(model.parameters(), recipe.rate, weight_decay=0.01)
-    early = math.nan
-    for step in range(recipe.steps if stop is None else stop):
-        warm = min(1.0, (step + 1) / (0.05 * recipe.steps))
-        optimizer.param_groups[0]["lr"] = recipe.rate * warm * _cosine(step / recipe.steps)
-        batch, _ = mixed(recipe.batch, generator)
-        loss = model.loss(*batch)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if step == EARLY:
-            early = loss.item()
-    return model, early
-
-
-def save_backbone(model: TinyDecoder, path: Path) -> None:
-    """Write the weights, rounded to float16."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **{k: v.detach().half().numpy() for k, v in model.state_dict().items()})
-    write_atomic(path, buffer.getvalue())
-
-
-def load_backbone(recipe: Recipe | None = None) -> TinyDecoder:
-    """The stored backbone: a trained model with full attention, in float32."""
-    recipe = Recipe() if recipe is None else recipe
-    model = TinyDecoder(
-        VOCABULARY.size,
-        recipe.width,
-        [SoftmaxAttention(recipe.width, recipe.heads) for _ in range(recipe.layers)],
-    )
-    with np.load(BACKBONE) as stored:
-        model.load_state_dict({name: torch.from_numpy(stored[name]).float() for name in stored.files})
-    return model
 
 
 def make_elastic(model: TinyDecoder, recipe: Recipe, seed: int) -> list[ElasticAttention]:
@@ -158,7 +110,7 @@ def train_routers(
         down.param_groups[0]["lr"] = recipe.router_rate * min(1.0, (step + 1) / (0.2 * recipe.router_steps))
         for layer in layers:
             layer.train()
-            layer.temperature, layer.generator = 1 + (recipe.warmest - 1) * _cosine(warmth), noise
+            layer.temperature, layer.generator = 1 + (recipe.warmest - 1) * cosine(warmth), noise
         batch, task = mixed(recipe.batch, data)
         lm = model.loss(*batch)
         omega = model_sparsity(torch.stack([cast(Any, layer.route).full for layer in layers]))
@@ -275,30 +227,34 @@ def best_mask(row: dict[str, Any], recipe: Recipe, sparse_heads: int, task: str 
 def summary(record: dict[str, Any]) -> list[dict[str, Any]]:
     """One entry a seed and variant: accuracies, sparsities, and the static rivals.
 
-    ``rival`` is the best static mask that is *not sparser* than the router's mean over both tasks, ``rival_up`` the
-    best with one sparse head more; each with its sparsity and its accuracies (recall, local, mean).
+    ``rival`` is the best static mask that is *not sparser* than the router's mean over both tasks, with its accuracy
+    in either. ``own`` has for each task the best mask for that task alone, with the whole number of sparse heads that
+    is nearest to the router's mean there.
     """
     recipe = Recipe(**record["recipe"])
     of, heads = ASKED * recipe.test, recipe.layers * recipe.heads
     found = []
     for row in sorted(record["rows"], key=lambda r: r["seed"]):
+        test = row["static"]["test"]
         for variant, routed in row["routed"].items():
             omega = [routed[t]["sparsity"] for t in TASKS]
+            k = math.floor(heads * sum(omega) / 2 + 1e-6)
+            mask = best_mask(row, recipe, k)
             entry = {
                 "seed": row["seed"],
                 "variant": variant,
                 "sparsity": omega,
+                "mean_sparsity": sum(omega) / 2,
+                "accuracy": [routed[t]["right"] / of for t in TASKS],
                 "full": [n / of for n in row["full"]],
+                "sparse": [n / of for n in test[0]],
+                "rival": {"sparsity": k / heads, "mask": mask, "accuracy": [n / of for n in test[mask]]},
+                "own": [],
             }
-            entry["accuracy"] = [routed[t]["right"] / of for t in TASKS]
-            entry["mean_sparsity"] = sum(omega) / 2
-            below = math.floor(heads * sum(omega) / 2 + 1e-6)
-            for name, k in (("rival", below), ("rival_up", min(heads, below + 1))):
-                mask = best_mask(row, recipe, k)
-                entry[name] = {
-                    "sparsity": k / heads, "mask": mask, "accuracy": [n / of for n in row["static"]["test"][mask]],
-                }  # fmt: skip
-            entry["sparse"] = [n / of for n in row["static"]["test"][0]]
+            for i, task in enumerate(TASKS):
+                k = round(heads * omega[i])
+                mask = best_mask(row, recipe, k, task)
+                entry["own"].append({"sparsity": k / heads, "mask": mask, "accuracy": test[mask][i] / of})
             found.append(entry)
     return found
 
@@ -314,6 +270,8 @@ def flat(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 row[f"{name}_{task}"] = round(e[name][i], 4)
             row[f"routed_{task}"] = round(e["accuracy"][i], 4)
             row[f"rival_{task}"] = round(e["rival"]["accuracy"][i], 4)
+            row[f"own_{task}"] = round(e["own"][i]["accuracy"], 4)
+            row[f"own_sparsity_{task}"] = e["own"][i]["sparsity"]
         row["rival_sparsity"] = e["rival"]["sparsity"]
         rows.append(row)
     return rows
@@ -338,11 +296,6 @@ def versions() -> dict[str, str]:
     }
 
 
-def _cosine(share: float) -> float:
-    """From 1 down to 0 as ``share`` goes from 0 to 1."""
-    return 0.5 * (1 + math.cos(math.pi * share))
-
-
 def _short(values: Sequence[float]) -> list[float]:
     return [round(v, 4) for v in values]
 
@@ -363,6 +316,17 @@ def _read(path: Path, recipe: Recipe) -> dict[str, Any]:
     return cast(dict[str, Any], found)
 
 
+def _write(record: dict[str, Any], path: Path) -> None:
+    """With results computed from the rows; one line a row."""
+    record["results"] = flat(summary(record))
+    lists = ("results", "rows")
+    text = json.dumps({k: v for k, v in record.items() if k not in lists}, indent=1)[:-2]
+    for name in lists:
+        lines = ",\n  ".join(json.dumps(r) for r in record[name])
+        text += f',\n "{name}": [\n  {lines}\n ]'
+    write_atomic(path, f"{text}\n}}\n".encode())
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the seeds that the record lacks; each is saved as it ends."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -381,15 +345,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             continue
         record["versions"] = versions()
         record["rows"].append(run_seed(recipe, seed, chosen.backbone if seed == 0 else None))
-        record["results"] = flat(summary(record))
-        lists = ("results", "rows")
-        text = json.dumps({k: v for k, v in record.items() if k not in lists}, indent=1)[:-2]
-        for name in lists:
-            lines = ",\n  ".join(json.dumps(r) for r in record[name])
-            text += f',\n "{name}": [\n  {lines}\n ]'
-        write_atomic(chosen.out, f"{text}\n}}\n".encode())
+        _write(record, chosen.out)
         print(f"seed {seed}: {record['rows'][-1]['seconds']} s", flush=True)
-    for row in flat(summary(record)):
+    if record.get("results") != flat(summary(record)):  # the runs are there, what is made of them has changed
+        _write(record, chosen.out)
+    for row in record["results"]:
         print(json.dumps(row))
 
 

@@ -14,10 +14,25 @@ from typing import Any, NamedTuple
 import torch
 
 from . import MODE, require
-from ._tiles import Tile, architecture, choose_tiles, pad_head_dim
+from ._tiles import Tile, architecture, choose_tiles, nearest, pad_head_dim
 from ._validate import HEAD_DIM_RANGE, check_attention_inputs
 
-__all__ = ["Launch", "elastic_attention", "launches"]
+__all__ = ["Launch", "choose_tile", "elastic_attention", "launches"]
+
+# (architecture, bytes an element, padded head dim) -> tile, where flash's forward tile spills (16 to 48 bytes a
+# thread, on L4 8): sinks and a mode take registers.
+OWN_TILES: dict[tuple[str, int, int], Tile] = {
+    ("sm89", 2, 64): Tile(128, 64, 8, 3),
+    ("sm75", 4, 256): Tile(16, 16, 4, 1),
+    ("sm80", 4, 256): Tile(32, 16, 4, 1),
+    ("gfx942", 4, 256): Tile(32, 32, 4, 1),
+}
+
+
+def choose_tile(head_dim: int, dtype: torch.dtype, arch: str) -> Tile:
+    """Flash's forward tile (`_tiles`), or one of `OWN_TILES`."""
+    shared = choose_tiles(head_dim, dtype, arch).fwd
+    return OWN_TILES.get((nearest(arch), dtype.itemsize, pad_head_dim(head_dim)), shared)
 
 
 def elastic_attention(
@@ -102,7 +117,7 @@ def _forward(q, k, v, mode, sinks, window, scale):  # type: ignore[no-untyped-de
     from ._elastic_fwd import _elastic_fwd_kernel
 
     batch, num_heads, seqlen_q, head_dim = q.shape
-    tile = choose_tiles(head_dim, q.dtype, architecture(q.device)).fwd
+    tile = choose_tile(head_dim, q.dtype, architecture(q.device))
     out = torch.empty_like(q)
     lse = torch.empty(batch, num_heads, seqlen_q, dtype=torch.float32, device=q.device)
     grid = (batch * num_heads, -(-seqlen_q // tile.block_m))
@@ -142,7 +157,7 @@ def launches(
         raise ValueError(f"head_dim: expected {low} to {high}, got {head_dim!r}")
     from ._elastic_fwd import _elastic_fwd_kernel
 
-    tile = choose_tiles(head_dim, dtype, arch).fwd
+    tile = choose_tile(head_dim, dtype, arch)
     element = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]
     values = {
         "HEAD_DIM": head_dim, "BLOCK_D": pad_head_dim(head_dim), "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n,

@@ -25,6 +25,9 @@ def test_recall_says_what_the_chapter_says(found):
     assert coded[1][0] > 1.5 * raw[1][0], "channels unequal: it helps much"
     assert found["codes of kH, thresholds 10"][1][0] < coded[1][0] - 0.1, "the scale of thresholds"
     assert found["codes of kH, {1, 2} counted 3"][1][0] < coded[1][0], "the released count"
+    assert found["codes of kH, bits that differ"][1][0] < found["codes of kH, {1, 2} counted 3"][1][0]
+    assert all(recall == 1 for recall, _ in found["oracle"])
+    assert all(mass <= found["oracle"][i][1] for rows in found.values() for i, (_, mass) in enumerate(rows))
     exact = found["exact distance"]
     assert min(exact[0][0], exact[1][0]) > 0.99
     assert exact[2][0] < 0.2, "lengths break every distance"
@@ -67,7 +70,8 @@ def test_costs():
         ),
         (lambda: cost.code_bytes(0, 128), "seqlen: expected an integer of at least 1, got 0"),
         (lambda: latency.words_first(torch.zeros(1, 2, 3).int()), "codes: expected int32"),
-        (lambda: latency.rows([0], 0.001), "seqlen: expected an integer of at least 1, got 0"),
+        (lambda: latency.rows([0], 3), "seqlen: expected an integer of at least 1, got 0"),
+        (lambda: latency.rows([64], 2), "rounds: expected at least 3, got 2"),
         (lambda: latency.select(np.zeros((1, 4), dtype=np.uint16), 0), "budget: expected an integer"),
         (lambda: cost.hadamard_adds(0), "head_dim: expected an integer of at least 1, got 0"),
     ],
@@ -99,16 +103,36 @@ def test_the_fast_selection_has_the_rule_for_ties(budget, kinds):
 
 
 def test_latency_rows_are_checked_and_whole():
-    (row,) = latency.rows([512], min_run_time=0.001)
+    (row,) = latency.rows([512], rounds=3)
     assert row["correct"]
     assert row["ratio"] == row["full"] / row["step"]
     assert min(row[part] for part in ("encode", "estimate", "select", "attend")) > 0
 
 
+def test_the_record_holds_the_bar():
+    """No clock here: the figures of one run, which every change of the step has to measure again."""
+    rows = {row["seqlen"]: row for row in latency.recorded()["rows"]}
+    assert tuple(rows) == latency.LENGTHS
+    assert all(row["correct"] and row["budget"] == latency.BUDGET == 128 for row in rows.values())
+    for row in rows.values():
+        assert row["ratio"] == pytest.approx(row["full"] / row["step"])
+    assert rows[65536]["ratio"] >= 3, "the bar: 64K tokens, a budget of 128"
+    # What the chapter says in words of the figures that it prints.
+    short, long = rows[4096], rows[131072]
+    assert short["encode"] > 0.1 * short["step"]
+    assert long["estimate"] > 0.5 * long["step"]
+    for part in ("encode", "attend"):
+        assert long[part] < 5 * short[part], "hardly know the length"
+    for n, row in rows.items():
+        dense, scan = (size * n / row[part] for size, part in ((8 * 128, "full"), (128 / 4, "estimate")))
+        assert scan < dense, "the scan reads more slowly than full attention"
+        assert row["ratio"] < cost.traffic_ratio(n, 128, 128, 4), "less than the bytes allow"
+
+
 def test_a_wrong_step_gets_no_time(monkeypatch):
     estimate = latency.estimate
     monkeypatch.setattr(latency, "estimate", lambda q, k: estimate(q, k) + np.uint16(1))
-    (row,) = latency.rows([256], min_run_time=0.001)
+    (row,) = latency.rows([256], rounds=3)
     assert not row["correct"]
     assert row["ratio"] is None
     assert row["step"] is None
@@ -120,5 +144,14 @@ def test_pictures_draw():
     figures.codes_picture()
     figures.distance_picture(200)
     figures.energy_picture({"layer 0": (torch.rand(64), torch.rand(64))})
-    row = {"seqlen": 4096, "full": 5.0, "estimate": 1.0, "select": 0.2, "attend": 0.1}
-    figures.time_picture([row])
+    row = {
+        "seqlen": 512,
+        "full": 5.0,
+        "step": 1.4,
+        "encode": 0.1,
+        "estimate": 1.0,
+        "select": 0.2,
+        "attend": 0.1,
+    }
+    picture = figures.time_picture([row, {**row, "seqlen": 1024}])
+    assert [text.get_text() for text in picture.axes[0].get_xticklabels()] == ["0.5K", "1K"]

@@ -42,6 +42,19 @@ def test_the_choice_has_the_probability_of_softmax(temperature, z):
     assert abs(r[:, el.FULL].mean().item() - p) < 5 * math.sqrt(p * (1 - p) / n)
 
 
+def test_sampled_routes_have_the_frequencies_of_softmax():
+    """The router itself in training: 20,000 draws for each of three heads, five standard deviations."""
+    r, n = router(), 20_000
+    with torch.no_grad():
+        r.router[-1].weight *= 10  # heads that differ, none of them sure
+        route = r(draw(40, 7, batch=1)[1].expand(n, -1, -1, -1), generator=torch.Generator().manual_seed(8))
+    p = torch.softmax(route.logits[0], -1)[:, el.FULL]
+    assert ((p > 0.1) & (p < 0.9)).all(), p
+    assert p.max() - p.min() > 0.05, p
+    deviation = (p * (1 - p) / n).sqrt()
+    assert ((route.full.mean(0) - p).abs() < 5 * deviation).all()
+
+
 def test_one_gumbel_for_a_sigmoid_has_another_law():
     """The paper's appendix: sigmoid((z + g) / tau) with one Gumbel gives 1 - exp(-e^z), 0.632 in the place of 0.5."""
     n = 40_000

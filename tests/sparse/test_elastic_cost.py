@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from effattn_lab.foundations.presets import MODELS, ModelShape
 from effattn_lab.sparse import elastic_cost as cost
 from effattn_lab.sparse.elastic import AttentionRouter
 from effattn_lab.sparse.static_patterns import dense_mask, sinks_and_window
@@ -24,6 +25,24 @@ def test_ideal_speedup_of_the_papers_mixture():
     assert cost.ideal_speedup(0.745, 10**9) < 1 / 0.255
     assert cost.ideal_speedup(1.0, 1152) == pytest.approx(1)
     assert cost.ideal_speedup(0.0, 10**6) == 1
+
+
+def test_the_reported_speedups_are_those_of_a_whole_prefill():
+    """Llama-3.1-8B has the shape of Llama-3-8B: with all its FLOPs counted, both reported curves within 5 %."""
+    model = MODELS["Llama-3-8B"]
+    curves = {0.745: (1.05, 1.17, 1.34, 1.65, 2.10, 2.54), 0.70: (1.12, 1.17, 1.31, 1.58, 1.96, 2.38)}
+    for sparsity, reported in curves.items():
+        for k, want in zip((8, 16, 32, 64, 128, 256), reported):
+            got = cost.prefill_speedup(sparsity, 1024 * k, model)
+            assert got == pytest.approx(want, rel=0.05), (sparsity, k)
+            assert got < cost.ideal_speedup(sparsity, 1024 * k)
+    n, d = 50, 8
+    small = ModelShape("small", 1, 16, 2, 1, d, 32, 10, False, "here")
+    weights = 16 * 16 + 2 * 16 * 8 + 16 * 16 + 3 * 16 * 32
+    dense = 4 * d * n * (n + 1) / 2
+    few = 4 * d * dense_mask(sinks_and_window(2, 10), n, n).sum().item()
+    want = (2 * n * weights + 2 * dense) / (2 * n * weights + dense + few)
+    assert cost.prefill_speedup(0.5, n, small, 2, 10) == pytest.approx(want)
 
 
 def test_prefill_flops():

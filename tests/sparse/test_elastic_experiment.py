@@ -129,6 +129,69 @@ def test_runs_belong_to_this_code():
     assert early == pytest.approx(row["early_loss"], rel=1e-3)
 
 
+def test_the_task_that_needs_the_past_keeps_more_full_heads_with_every_seed():
+    """The study's first result, in the record: three seeds, every variant, by at least one head of eight."""
+    record = study.recorded()
+    assert sorted(row["seed"] for row in record["rows"]) == [0, 1, 2]
+    assert record["results"] == study.flat(study.summary(record)), "what the page shows is made from the runs"
+    gaps = [r["sparsity_local"] - r["sparsity_recall"] for r in record["results"]]
+    assert len(gaps) == 9
+    assert min(gaps) > 1 / 8, gaps
+
+
+def test_rivals_of_a_router():
+    """The best mask for both tasks that is not sparser, and one a task, about as sparse."""
+    recipe = study.Recipe(test=1)
+    # answers: recall needs heads 0 and 1, local head 7
+    right = [[4 * (m & 1) + 2 * (m >> 1 & 1), 6 * (m >> 7)] for m in range(256)]
+    routed = {t: {"right": 5, "sparsity": s} for t, s in (("recall", 0.6), ("local", 0.85))}
+    row = {
+        "seed": 0,
+        "full": [6, 6],
+        "static": {"choose": right, "test": right},
+        "routed": {"signed": routed},
+    }
+    (entry,) = study.summary({"recipe": vars(recipe), "rows": [row]})
+    assert entry["mean_sparsity"] == pytest.approx(0.725)
+    rival = entry["rival"]  # 5 of 8 sparse: three full heads suffice
+    assert (rival["sparsity"], rival["mask"], rival["accuracy"]) == (0.625, 0b1000_0011, [6 / 8, 6 / 8])
+    assert [o["sparsity"] for o in entry["own"]] == [5 / 8, 7 / 8]
+    assert entry["own"][0]["mask"] & 3 == 3
+    assert entry["own"][1]["mask"] == 0b1000_0000
+    assert [o["accuracy"] for o in entry["own"]] == [6 / 8, 6 / 8]
+
+
+def test_one_mask_a_task_is_as_good_as_the_router():
+    """In the record: with the nearest whole number of sparse heads, in every row and for both tasks."""
+    for row in study.recorded()["results"]:
+        for task in TASKS:
+            assert abs(row[f"own_sparsity_{task}"] - row[f"sparsity_{task}"]) <= 1 / 16
+            assert row[f"own_{task}"] >= row[f"routed_{task}"], (row["seed"], row["variant"], task)
+
+
+def test_a_router_with_targets_beats_one_mask_for_both_tasks():
+    """In the record: more accurate in the mean of both tasks, and not less sparse. One target is not enough."""
+    worse = []
+    for row in study.recorded()["results"]:
+        assert row["rival_sparsity"] <= row["mean_sparsity"]
+        gain = sum(row[f"routed_{t}"] - row[f"rival_{t}"] for t in TASKS)
+        if gain <= 0:
+            worse.append((row["seed"], row["variant"]))
+    assert worse == [(0, "one target")]
+
+
+def test_a_record_without_missing_seeds_is_not_run_again(tmp_path, capsys):
+    """Its runs stay, its results are computed anew."""
+    record = study.recorded()
+    record["results"] = []
+    out = tmp_path / "record.json"
+    out.write_text(json.dumps(record))
+    study.main(["--out", str(out), "--seeds", "0", "1"])
+    again = json.loads(out.read_text())
+    assert again == study.recorded()
+    assert len(capsys.readouterr().out.splitlines()) == len(again["results"])
+
+
 def test_bad_input_is_named(tmp_path):
     recipe = study.Recipe()
     for words, call in (

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -48,3 +52,25 @@ def test_prices_and_heads():
     fig = figures.heads_picture(record)
     first = record["rows"][0]["routed"]["signed"]["recall"]["full"]
     assert [t.get_text() for t in fig.axes[0].texts] == [f"{x:.2f}" for layer in first for x in layer]
+
+
+def test_the_chapter_says_what_the_lab_printed_of_the_real_model():
+    """Perplexities of the section on the lab, in its order, are outputs of the solved notebook."""
+    root = Path(__file__).parents[2]
+    notebook = json.loads((root / "labs/solved/sparse/elastic.ipynb").read_text(encoding="utf-8"))
+    printed = "".join(
+        "".join(o.get("text", ""))
+        for c in notebook["cells"]
+        for o in c.get("outputs", ())
+        if c["cell_type"] == "code"
+    )
+    number = r"(\d+(?:\.\d+)?)"
+    both = {
+        name: re.search(rf"{name}: perplexity {number} with full heads, {number} with", printed).groups()
+        for name in ("prose", "copy")
+    }
+    kept = [re.search(rf"the {n:2} that the copy needs most: .*copy {number}", printed)[1] for n in (3, 9)]
+    chapter = (root / "chapters/sparse/elastic.md").read_text(encoding="utf-8")
+    section = chapter.split("(elastic-lab)=")[1].split("\n## When")[0]
+    found = re.findall(r"(?:from a perplexity of|from|to|at) (\d+\.\d+)", section)
+    assert found == [*both["prose"], *both["copy"], *kept]

@@ -12,8 +12,8 @@ import sys
 import effattn_kernels
 import pytest
 import torch
-from effattn_kernels._tiles import TABLE
-from effattn_kernels.elastic import elastic_attention, launches
+from effattn_kernels._tiles import TABLE, choose_tiles
+from effattn_kernels.elastic import OWN_TILES, choose_tile, elastic_attention, launches
 from effattn_kernels.flash import flash_attention
 
 from effattn_lab.foundations.attention import attention, repeat_kv
@@ -287,6 +287,32 @@ def test_every_architecture_has_a_launch(arch):
         assert set(launch.signature) == set(launch.kernel.arg_names)
     with pytest.raises(ValueError, match="head_dim: expected 16 to 256, got 8"):
         launches(8, torch.float16, arch)
+
+
+def test_tiles_are_flashs_where_those_do_not_spill():
+    for arch in ("sm80", "sm90", "sm999"):
+        assert choose_tile(64, torch.float16, arch) == choose_tiles(64, torch.float16, arch).fwd
+    assert (
+        choose_tile(60, torch.bfloat16, "sm86")
+        == OWN_TILES["sm89", 2, 64]
+        != choose_tiles(60, torch.bfloat16, "sm89").fwd
+    )
+    assert choose_tile(200, torch.float32, "sm80") == OWN_TILES["sm80", 4, 256]
+    for (arch, _, dim), tile in OWN_TILES.items():
+        assert launches(dim, torch.float32 if dim == 256 else torch.float16, arch)[0].tile == tile
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("gpus", "dim", "dtype"), [("L4,H100", 64, "fp16"), ("T4,A100,MI300X", 256, "fp32")])
+def test_shipped_tiles_do_not_spill(gpus, dim, dtype):
+    """Where a tile is the kernel's own; ``effattn xray elastic --gpu all`` has the other GPUs and dimensions."""
+    from effattn_lab.measure.xray import xray_rows
+
+    for row in xray_rows("elastic", gpus=gpus, head_dims=(dim,), dtypes=(dtype,)):
+        what = f"{row['gpu']}: {row['spill_bytes']} bytes"
+        assert row["spill_bytes"] == 0, what
+        assert row["fits"], what
+        assert (row["tensor_core_instructions"] > 0) == (dtype == "fp16" or row["gpu"] == "MI300X"), what
 
 
 def test_shapes_of_the_compared_errors():

@@ -105,8 +105,8 @@ DISTANCE = Exercise(
     mutants=mutants(
         _distance_mutant,
         {
-            "{1, 2} counted 3": "The pair {1, 2} counts 3, as in the released kernel: 01 and 10 differ in both bits. "
-            "Take 2 off where they meet.",
+            "{1, 2} counted 3": "The pair {1, 2} counts 3: 01 and 10 differ in both bits. Take 2 off where "
+            "they meet.",
             "bits that differ": "The bits that differ are counted, each once: Hamming distance. High bits weigh 2.",
             "high bits count once": "High bits weigh 1; they weigh 2.",
             "mended by half": "{1, 2} counts 2: subtract 2 for it, not 1.",

@@ -15,7 +15,7 @@ from effattn_lab.exercises.sparse._elastic_router import FROM_SCRATCH
 def mix(
     o_full: torch.Tensor, o_sparse: torch.Tensor, full: torch.Tensor, do: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each query head in the mode of its KV head; what the loss would gain if a KV head changed over."""
+    """Each query head in the mode of its KV head; to first order, the loss with a KV head full minus sparse."""
     groups = o_full.shape[1] // full.shape[1]
     r = full.repeat_interleave(groups, dim=1)[..., None, None]
     gain = (do * (o_full - o_sparse)).sum(dim=(2, 3))
@@ -76,8 +76,8 @@ def _mix_mutant(
 MIX = Exercise(
     id="sparse/elastic/mix",
     title="each head in its mode, and a decision's gradient",
-    signature="mix(o_full [B, Hq, N, D], o_sparse [B, Hq, N, D], full [B, H], do [B, Hq, N, D]) "
-    "-> (out [B, Hq, N, D], d_full [B, H])",
+    signature="mix(o_full [B, Hq, N, D], o_sparse [B, Hq, N, D], full [B, H], do [B, Hq, N, D]) -> (out [B, Hq, "
+    "N, D], d_full [B, H])",
     outputs=(Output("out", "o_full"), Output("d_full", "o_full")),
     make_inputs=_mix_inputs,
     reference=_mix_reference,
@@ -99,11 +99,11 @@ MIX = Exercise(
             "groups tiled": "repeat pairs query head 1 with KV head 1. Neighbours share: repeat_interleave.",
             "modes of the first prompt": "All prompts follow the modes of the first. (The released kernel does "
             "this.)",
-            "gradient of the full output": "Only o_full is in the gradient; switching on one mode switches the other "
-            "off: o_full - o_sparse.",
+            "gradient of the full output": "Only o_full is in the gradient; switching on one mode switches the "
+            "other off: o_full - o_sparse.",
             "gradient's sign": "The gradient has the wrong sign: out = r o_full + (1 - r) o_sparse.",
-            "gradient of full heads only": "Sparse heads get no gradient, so none of them can ever become full. The "
-            "derivative does not depend on r.",
+            "gradient of full heads only": "Sparse heads get no gradient, so none of them can ever become full. "
+            "The derivative does not depend on r.",
             "mean over the group": "The gradient is averaged over the group's query heads. Each depends on r: add.",
             "mean over tokens": "The gradient is averaged over tokens. Every token's output depends on r: add.",
         },
@@ -230,16 +230,16 @@ PRICES = Exercise(
         "too sparse": "d = omega - target is positive: both multipliers rise.",
         "not sparse enough": "d is negative: lam falls, mu, whose gradient is d squared, rises.",
         "a target for each task": "Each prompt is measured against the target of its own task.",
-        "tasks count alike, whatever their prompts": "First the mean over the prompts of a task, then over the tasks "
-        "that occur.",
+        "tasks count alike, whatever their prompts": "First the mean over the prompts of a task, then over the "
+        "tasks that occur.",
         "a task that does not occur": "Its multipliers stay as they are, and it does not count among the tasks.",
     },
     tolerance=Tolerance(1e-5, 2e-6, "means of a few float32 numbers below 1, times 0.5."),
     mutants=mutants(
         _prices_mutant,
         {
-            "descends": "Lambda steps the wrong way: the model descends, multipliers ascend, or a task that is too "
-            "sparse gets cheaper and cheaper.",
+            "descends": "Lambda steps the wrong way: the model descends, multipliers ascend, or a task that is "
+            "too sparse gets cheaper and cheaper.",
             "violation's sign": "d = target - omega: lam then rises where the task is not sparse enough.",
             "absolute value": "|d| in the linear term: lam can only grow. (The released code does this.)",
             "not squared": "The gradient of mu is d squared.",
@@ -254,8 +254,8 @@ PRICES = Exercise(
     ),
     hints=(
         "The term is linear in lam and mu: their gradients are means of d and of d squared.",
-        "Sum d by task (index_add), divide by the task's prompts and by the number of tasks that occur; add "
-        "rate times it.",
+        "Sum d by task (index_add), divide by the task's prompts and by the number of tasks that occur; add rate "
+        "times it.",
         "d = omega - target[task]\nzero = torch.zeros_like(lam)\ncount = zero.index_add(0, task, "
         "torch.ones_like(omega))\n"
         "share = 1 / (count.clamp(min=1) * (count > 0).sum())\n"

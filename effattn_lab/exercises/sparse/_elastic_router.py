@@ -26,7 +26,10 @@ def pool(k: torch.Tensor, c: int) -> torch.Tensor:
 def _pool_reference(k: torch.Tensor, c: int) -> tuple[torch.Tensor, ...]:
     n = k.shape[2]
     tokens = [*range(min(c, n)), *range(max(0, n - c), n)]
-    return (sum(k[:, :, t] for t in tokens) / len(tokens),)
+    total = torch.zeros_like(k[:, :, 0])
+    for t in tokens:
+        total = total + k[:, :, t]
+    return (total / len(tokens),)
 
 
 def _pool_inputs(rng: np.random.Generator) -> list[Case]:
@@ -75,8 +78,8 @@ POOL = Exercise(
         "both ends": "The mean of the first c keys and the last c, for each head.",
         "a long middle": "What lies between the ends is not in the mean.",
         "the ends overlap": "With N below 2c some keys lie in both ends; they count twice.",
-        "shorter than one end": "With N below c both ends are the whole prompt. k[:, :, :c] may be longer than "
-        "N asks.",
+        "shorter than one end": "With N below c both ends are the whole prompt. k[:, :, :c] may be longer than N "
+        "asks.",
         "one token": "One token is both ends.",
     },
     tolerance=Tolerance(1e-5, 2e-6, "a mean of at most ten float32 numbers of size 1."),
@@ -174,8 +177,8 @@ def _decide_mutant(
 DECIDE = Exercise(
     id="sparse/elastic/decide",
     title="the router's decision",
-    signature="decide(k [B, H, N, D], k_rope [B, H, N, D], c, w1 [D, F], w2 [F, 2], noise [B, H, 2], training) "
-    "-> (full [B, H], logits [B, H, 2])",
+    signature="decide(k [B, H, N, D], k_rope [B, H, N, D], c, w1 [D, F], w2 [F, 2], noise [B, H, 2], training) -> "
+    "(full [B, H], logits [B, H, 2])",
     outputs=(Output("full", "k"), Output("logits", "k")),
     make_inputs=_decide_inputs,
     reference=decide,
@@ -185,22 +188,19 @@ DECIDE = Exercise(
         "one decision a head and prompt": "Mean key of each head of each prompt, silu(mean W1) W2; class 1 is full.",
         "no noise at inference": "With training=False the larger logit wins, whatever the noise says.",
         "noise in training": "With training=True the noise is added to the logits before they are compared; the "
-        "logits "
-        "that are returned are without it.",
+        "logits that are returned are without it.",
         "a short prompt": "The ends may overlap.",
     },
     tolerance=Tolerance(1e-5, 1e-5, "two small float32 products; decisions are 0 or 1 and have no rounding."),
     mutants=mutants(
         _decide_mutant,
         {
-            "keys after RoPE": "The keys are those after RoPE: their mean tells where the tokens stand, not "
-            "what they "
-            "are. Use k.",
+            "keys after RoPE": "The keys are those after RoPE: their mean tells where the tokens stand, not what "
+            "they are. Use k.",
             "noise at inference": "Noise at inference: the same prompt would get other modes at each call. Only "
             "training draws.",
-            "no noise in training": "No noise in training: without it the choice is no sample of "
-            "softmax(logits), and "
-            "the other mode is never tried.",
+            "no noise in training": "No noise in training: without it the choice is no sample of softmax(logits), "
+            "and the other mode is never tried.",
             "modes swapped": "The modes are swapped: class 1 is full, so full is 1 where the second logit is larger.",
             "heads averaged": "The heads are averaged before the MLP: they all get one decision.",
             "prompts averaged": "The prompts of the batch are averaged: each has a decision of its own.",
@@ -314,15 +314,13 @@ CHOOSE = Exercise(
             "no noise": "The noise is left out: this is always the same choice, not a draw from softmax(z).",
             "noise left out of the gradient": "The choice is noisy, its soft twin is not: use z + noise in both.",
             "no temperature": "The temperature is missing everywhere.",
-            "temperature left out of the gradient": "The derivative of (z + noise) / tau with respect to z is 1 "
-            "/ tau.",
-            "gradient at the corner": "The derivative is taken at the one-hot vector, where softmax has none: "
-            "it is 0 "
-            "everywhere. Take it at soft.",
+            "temperature left out of the gradient": "The derivative of (z + noise) / tau with respect to z is 1 / "
+            "tau.",
+            "gradient at the corner": "The derivative is taken at the one-hot vector, where softmax has none: it "
+            "is 0 everywhere. Take it at soft.",
             "gradient of a copy": "w goes through unchanged, as if r were z. The softmax's derivative is missing.",
             "mean not subtracted": "soft w / tau lacks the second term of softmax's derivative: subtract the "
-            "weighted "
-            "mean of w.",
+            "weighted mean of w.",
             "exp by hand": "e^200 does not fit into float32: inf / inf is NaN. Use torch.softmax.",
         },
     ),

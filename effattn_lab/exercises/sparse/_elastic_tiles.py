@@ -13,9 +13,10 @@ from effattn_lab.exercises.sparse._elastic_router import FROM_SCRATCH
 
 
 def tiles(
-    first: int, last: int, full: bool, sinks: int, window: int, block: int, seqlen: int
+    queries: torch.Tensor, full: bool, sinks: int, window: int, block: int, seqlen: int
 ) -> torch.Tensor:
     """For each tile of keys: 0 not read, 1 read with a mask, 2 seen whole by every query."""
+    first, last = int(queries[0]), int(queries[-1])
     if full:
         sinks, window = 0, seqlen  # a full head is a window as long as the text
     kinds = []
@@ -29,11 +30,11 @@ def tiles(
 
 
 def _tiles_reference(
-    first: int, last: int, full: bool, sinks: int, window: int, block: int, seqlen: int
+    queries: torch.Tensor, full: bool, sinks: int, window: int, block: int, seqlen: int
 ) -> tuple[torch.Tensor, ...]:
     """By the mask itself."""
     count = -(-seqlen // block)
-    i, j = torch.arange(first, last + 1)[:, None], torch.arange(count * block)
+    i, j = queries[:, None], torch.arange(count * block)
     see = (j <= i) & (j < seqlen)
     if not full:
         see &= (j < sinks) | (j > i - window)
@@ -49,8 +50,8 @@ def _tiles_inputs(rng: np.random.Generator) -> list[Case]:
         return Case(
             name,
             {
-                "first": first + shift, "last": first + shift + rows - 1, "full": full, "sinks": sinks,
-                "window": window, "block": 16, "seqlen": seqlen + shift,
+                "queries": torch.arange(rows) + first + shift, "full": full, "sinks": sinks, "window": window,
+                "block": 16, "seqlen": seqlen + shift,
             },
         )  # fmt: skip
 
@@ -67,8 +68,9 @@ def _tiles_inputs(rng: np.random.Generator) -> list[Case]:
 
 
 def _tiles_mutant(
-    fault: str, first: int, last: int, full: bool, sinks: int, window: int, block: int, seqlen: int
+    fault: str, queries: torch.Tensor, full: bool, sinks: int, window: int, block: int, seqlen: int
 ) -> torch.Tensor:
+    first, last = int(queries[0]), int(queries[-1])
     if fault == "head modes swapped":
         full = not full
     if full:
@@ -100,7 +102,7 @@ def _tiles_mutant(
 TILES = Exercise(
     id="sparse/elastic/tiles",
     title="the tiles of keys that a program reads",
-    signature="tiles(first, last, full, sinks, window, block, seqlen) -> kinds [ceil(seqlen / block)], int64",
+    signature="tiles(queries [R], full, sinks, window, block, seqlen) -> kinds [ceil(seqlen / block)], int64",
     outputs=(Output("kinds", "int64"),),
     make_inputs=_tiles_inputs,
     reference=_tiles_reference,
@@ -128,22 +130,20 @@ TILES = Exercise(
             "sinks of the future": "Sinks that come after the last query are read: nobody sees them.",
             "one tile of sinks": "Only the first tile is read for the sinks; there may be more of them than a "
             "tile has keys.",
-            "window of the last query": "The window begins where that of the last query does. The first query looks "
-            "further back.",
-            "causal by the first query": "Tiles after the first query are left out, but later queries of the "
-            "tile see them.",
-            "whole by the first query": "A tile is called whole because the first query sees it. The last "
-            "query's window "
-            "begins later.",
+            "window of the last query": "The window begins where that of the last query does. The first query "
+            "looks further back.",
+            "causal by the first query": "Tiles after the first query are left out, but later queries of the tile "
+            "see them.",
+            "whole by the first query": "A tile is called whole because the first query sees it. The last query's "
+            "window begins later.",
             "diagonal not masked": "Tiles on the diagonal are called whole: the first query must not see their "
             "last keys.",
         },
     ),
     hints=(
         "For each tile of keys ask twice: does any query see any of its keys? Does every query see all of them?",
-        "Any: start <= last and the tile's last key > first - window, or a sink. All: end - 1 <= first, and "
-        "start > last - "
-        "window or the tile holds sinks only; and it must not stick out over seqlen.",
+        "Any: start <= last and the tile's last key > first - window, or a sink. All: end - 1 <= first, and start "
+        "> last - window or the tile holds sinks only; and it must not stick out over seqlen.",
         "near = start <= last and min(end, seqlen) - 1 > first - window\nsink = start < min(sinks, last + 1)\n"
         "whole = end <= min(seqlen, first + 1) and (start > last - window or end <= sinks)\n"
         "kind = 2 if whole else int(near or sink)",

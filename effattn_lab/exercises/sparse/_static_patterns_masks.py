@@ -150,8 +150,8 @@ def _longformer_inputs(rng: np.random.Generator) -> list[Case]:
         marks = torch.zeros(n, dtype=torch.bool)
         marks[torch.from_numpy(rng.permutation(n)[:tokens])] = True
         i = torch.arange(n - (rows or n), n)[:, None]
-        inputs = {"i": i, "j": torch.arange(n), "window": window, "dilation": dilation, "is_global": marks}
-        return Case(name, inputs)
+        numbers = {"window": window, "dilation": dilation}
+        return Case(name, {"i": i, "j": torch.arange(n), **numbers, "is_global": marks})
 
     return [
         case("a window", 20, 6),

@@ -24,25 +24,26 @@ def _mix_reference(outs: torch.Tensor, lses: torch.Tensor) -> tuple[torch.Tensor
 
 
 def _mix_inputs(rng: np.random.Generator) -> list[Case]:
-    def case(name: str, patterns: int, *, size: float = 2.0, lost: float = 0.0, shift: float = 0.0) -> Case:
+    def draw(
+        patterns: int, *, size: float = 2.0, lost: float = 0.0, shift: float = 0.0
+    ) -> dict[str, torch.Tensor]:
         outs, lses = normal(rng, patterns, 2, 3, 11, 5), normal(rng, patterns, 2, 3, 11, size=size) + shift
         gone = torch.from_numpy(rng.random(lses.shape) < lost)
         lses[gone], outs[gone] = float("-inf"), 0.0
-        return Case(name, {"outs": outs, "lses": lses})
+        return {"outs": outs, "lses": lses}
 
-    everywhere = case("rows that nobody owns", 3, lost=0.3)
-    everywhere.kwargs["lses"][:, :, :, 4] = float("-inf")  # type: ignore[index]
-    everywhere.kwargs["outs"][:, :, :, 4] = 0.0  # type: ignore[index]
-    apart = case("rows far apart", 3)
-    apart.kwargs["lses"][..., ::2] -= 250.0  # type: ignore[index]
+    nobody = draw(3, lost=0.3)
+    nobody["lses"][..., 4], nobody["outs"][:, :, :, 4] = float("-inf"), 0.0
+    apart = draw(3)
+    apart["lses"][..., ::2] -= 250.0
     return [
-        case("weights by the denominators", 3),
-        apart,
-        case("one pattern", 1),
-        case("rows that some patterns skip", 3, lost=0.4),
-        everywhere,
-        case("huge denominators", 3, size=3.0, shift=300.0),
-        case("tiny denominators", 2, size=3.0, shift=-300.0),
+        Case("weights by the denominators", draw(3)),
+        Case("rows far apart", apart),
+        Case("one pattern", draw(1)),
+        Case("rows that some patterns skip", draw(3, lost=0.4)),
+        Case("rows that nobody owns", nobody),
+        Case("huge denominators", draw(3, size=3.0, shift=300.0)),
+        Case("tiny denominators", draw(2, size=3.0, shift=-300.0)),
     ]
 
 

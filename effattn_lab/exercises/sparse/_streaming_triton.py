@@ -89,9 +89,8 @@ def _compiled(rng: np.random.Generator) -> dict[str, Value]:
 
 
 _NO_KERNEL = (
-    "The result comes from PyTorch, not from a kernel: call streaming_kernel[grid](...) with your bounds "
+    "The result comes from PyTorch, not from a kernel: call streaming_kernel[grid](...) with your bounds."
 )
-"in it."
 
 TRITON_FORWARD = Exercise(
     id="sparse/streaming/triton_forward",

@@ -402,6 +402,26 @@ for name, keep in long.items():
 # The clock follows the tiles. And `strided` with teeth 64 apart is the slowest of all: it reads every tile, and each needs a
 # mask.
 #
+# Last, the same mask function in FlexAttention, as you would use it in a model. There `torch.compile` turns it into one kernel
+# that skips empty tiles; here it runs uncompiled, which is slow and says so, but the numbers are the point: three ways, one
+# result.
+
+# %% tags=["nbval-check-output"]
+import warnings
+
+from torch.nn.attention.flex_attention import flex_attention
+
+keep = long["first 4, last 124"]
+scores = (q @ k.transpose(-1, -2) / 8).masked_fill(~keep, float("-inf"))
+dense = torch.softmax(scores, dim=-1) @ v
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    flex = flex_attention(q, k, v, block_mask=theirs)
+yours = step6(q, k, v, keep, step5(keep, 64), 64)
+for name, got in (("FlexAttention", flex), ("your tiles", yours)):
+    print(f"{name}: as the dense mask: {torch.allclose(got, dense, atol=1e-5)}")
+
+# %% [markdown]
 # ## Step 7. Mixing patterns (10 minutes)
 #
 # LongNet runs several patterns side by side: short segments in full, longer ones thinned out. Each gives an output $o^{(m)}$ and

@@ -2,8 +2,8 @@
 # # Sinks and a window: the lab
 #
 # A language model that talks for ever needs a cache of fixed size. Evict the oldest tokens and it suffers at once, some models
-# beyond use; keep the first few and it goes on. You will see in a real model why: in its upper half, heads give a third to 60 % of their weight to the very first token.
-# Then you build the cache that keeps it: which tokens stay, where they are said to stand, one whole step of decoding. Your step
+# beyond use; keep the first few and it goes on. You will see in a real model why: in its upper half the layers give 28 to 61 %
+# of their weight to the very first token. Then you build the cache that keeps it: which tokens stay, where they are said to stand, one whole step of decoding. Your step
 # goes into SmolLM2, with sinks and without. Last, you write the loop bounds of a kernel for the same pattern, and the kernel.
 #
 # **You will be able to** explain the collapse as a missing term of a denominator; keep keys so that their positions can be
@@ -115,7 +115,7 @@ print("keys read:", step1(i, torch.arange(101), 4, 8).sum(-1).tolist())
 #
 # *Predict:* how much is it in a middle layer? And the value of token 0, is it longer or shorter than others?
 
-# %% mystnb={"image": {"alt": "Top: weight on the first four tokens and on token 0 alone, by layer; small in the first layers, about 10 percent in layers 3 to 9, a third to 60 percent from layer 12 on. Bottom: length of token 0's value over the median, by layer; near 1 in the first layers, near 0.2 in most others."}}
+# %% mystnb={"image": {"alt": "Top: weight on the first four tokens and on token 0 alone, by layer; small in the first layers, about 10 percent in layers 3 to 9, 28 to 61 percent from layer 12 on. Bottom: length of token 0's value over the median, by layer; near 1 in the first layers, near 0.2 in most others."}}
 from effattn_lab.models import smollm2
 from effattn_lab.sparse import streaming_experiment as study
 from effattn_lab.tasks import text
@@ -172,7 +172,8 @@ for s in (torch.full((5,), -6.0), torch.full((5,), 6.0)):
     )
 
 # %% [markdown]
-# A model trained with it needs no sink. SmolLM2 was not, so we keep its sinks.
+# A model trained with it has less need of sinks. (Not none: in the paper's own small
+# experiment the first tokens still mattered.) SmolLM2 was not, so we keep its sinks.
 #
 # ## Step 4. Positions inside the cache (10 minutes)
 #
@@ -323,7 +324,7 @@ for s in study.SINKS:
 # %% [markdown]
 # (One. Without any the perplexity nearly doubles; with one it is close to full attention's, and more add little. Llama-2 is another
 # model: there the window alone is ruin, and four are better than one. Inside the trained length the count of positions makes no
-# difference. Far beyond it, sinks at their text positions are *worse than none*: their scores are arbitrary.)
+# difference. Far beyond it, sinks at their text positions are *worse than none*, presumably since their scores are arbitrary.)
 #
 # ## Step 7. The loop bounds of a kernel (15 minutes)
 #
@@ -568,7 +569,7 @@ if my_mib is not None:
 #
 # | question | the paper says | measured here |
 # |---|---|---|
-# | Is there a sink? | the first tokens take most of the weight | a third to 60 % of it from layer 12 on, and nearly all on token 0 |
+# | Is there a sink? | the first tokens take most of the weight | 28 to 61 % of it from layer 12 on, nearly all on token 0 |
 # | Does a window collapse without it? | 5,158 against 5.40 (Llama-2-13B) | perplexity nearly doubles, at the first eviction |
 # | How many sinks? | four for Llama-2, one for Falcon, MPT, Pythia | one |
 # | Do positions matter? | count them inside the cache | not inside the trained length; far beyond it they decide |
