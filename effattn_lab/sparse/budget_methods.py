@@ -113,6 +113,11 @@ VARIANTS: dict[str, Method] = {
 }
 
 
+#: The variant whose loss is measured at all budgets, and how pictures and tables call it and the methods.
+BEST = "hadamard_fit"
+LABELS = {name: method.label for name, method in METHODS.items()} | {BEST: "Adamas, layers' own thresholds"}
+
+
 def _streaming(model: Any) -> Make:
     base = rope_base(model)
     return lambda: StreamingCache(rope_base=base)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from effattn_lab.sparse.budget_methods import BEST
 from effattn_lab.tasks.ruler import TASKS
 
 RECORD = Path(__file__).with_name("budget_study.json")
@@ -36,7 +37,7 @@ def _groups(
 
 
 def perplexities(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """For each method and budget, over the texts that all have run on.
+    """For each method and budget, and for the best variant of Adamas, over the texts that all have run on.
 
     Returns:
         ``method``, ``budget``, ``perplexity`` (``exp`` of the mean loss), ``worse`` (over full attention's, minus
@@ -44,6 +45,9 @@ def perplexities(record: dict[str, Any]) -> list[dict[str, Any]]:
         nats of tokens that can be looked up far back and of all others, and ``far_tokens``.
     """
     table = []
+    best = [r for r in record["rows"] if r["kind"] == "codes_loss" and r["method"] == BEST]
+    if {r["text"] for r in best} >= {r["text"] for r in record["rows"] if r["kind"] == "loss"}:
+        record = {"rows": [*record["rows"], *({**r, "kind": "loss"} for r in best)]}
     for (method, budget), rows in _groups(record, "loss", ("method", "budget"), ("text",)).items():
         nats = {text: row["nats"] for (text,), row in rows.items()}
         every, far = (sum(row[n] for row in rows.values()) for n in ("tokens", "far_tokens"))
@@ -102,9 +106,8 @@ def masses(record: dict[str, Any], kind: str = "mass") -> list[dict[str, Any]]:
     """
     table = []
     for (method, budget), rows in _groups(record, kind, ("method", "budget"), ("text",)).items():
-        found = {
-            k: np.mean([row[k] for row in rows.values()], axis=0) for k in ("mass", "recall", "error", "read")
-        }
+        names = ["mass", "recall", "error", "read", *(["first"] if kind == "codes" else [])]
+        found = {k: np.mean([row[k] for row in rows.values()], axis=0) for k in names}
         table.append({"method": method, "budget": budget, **{k: v.tolist() for k, v in found.items()}})
     return table
 
@@ -131,8 +134,8 @@ def variants(record: dict[str, Any]) -> list[dict[str, Any]]:
     as_variants = [
         {**row, "kind": "codes_loss", "method": _SAME.get(row["method"], row["method"])}
         for row in record["rows"]
-        if (row["kind"], row["budget"]) == ("codes_loss", budget)
-        or (row["kind"] == "loss" and row["method"] in _SAME and row["budget"] == budget)
+        if row.get("budget") == budget
+        and (row["kind"] == "codes_loss" or (row["kind"] == "loss" and row["method"] in _SAME))
     ]
     nats = {
         method: [row["nats"] for row in rows.values()]

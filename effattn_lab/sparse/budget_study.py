@@ -10,8 +10,8 @@
 * ``codes``: both for variants of Adamas: transform, thresholds, mean key;
 * ``needle``: a fact in a long text. *Late*, the text is read first and the question arrives token by token, when
   methods that drop tokens have dropped them; early, the question is part of the prompt;
-* ``tasks``: RULER's other tasks with full attention, which says what the model can do at all; and where that is
-  something, with all methods at one budget, question late.
+* ``tasks``: RULER's other tasks with full attention, which says what the model can do at all, and those of the
+  recipe's ``compared`` with all methods at one budget, question late.
 
 The prompt is read with full attention by all methods, and the first layers read everything, as Quest and Adamas do
 it: the same for each method.
@@ -36,7 +36,7 @@ from effattn_lab._atomic import write_atomic
 from effattn_lab._command import bad_values, file_to_write, positive
 from effattn_lab.models.decode import Decoder, Prompt, read_prompt, steps_together
 from effattn_lab.models.smollm2 import SmolLM2
-from effattn_lab.sparse.budget_methods import METHODS, VARIANTS, judge, key_statistics, recalled, sinks
+from effattn_lab.sparse.budget_methods import BEST, METHODS, VARIANTS, judge, key_statistics, recalled, sinks
 from effattn_lab.tasks import ruler
 from effattn_lab.tasks.text import stdlib_source, topics
 
@@ -64,7 +64,8 @@ class Recipe:
         needles, needle_length, needle_budgets: of ``needle``; prompt and answer take at most so many tokens.
         early: methods that are also asked with the question in the prompt.
         task_length, task_budget: of ``tasks``.
-        compared: of ``tasks``, those which all methods are asked: full attention has an answer to them.
+        compared: of ``tasks``, those that all methods are asked, question late; default none. Worth it for tasks to
+            which full attention has an answer.
     """
 
     prompt: int = 1024
@@ -81,7 +82,7 @@ class Recipe:
     early: tuple[str, ...] = ("snapkv", "h2o")
     task_length: int = 1024
     task_budget: int = 128
-    compared: tuple[str, ...] = ("niah_single_3", "niah_multikey_1", "niah_multivalue", "niah_multiquery")
+    compared: tuple[str, ...] = ()
 
 
 class Study:
@@ -197,15 +198,17 @@ class Study:
             self.add(**key, layers=layers)
 
     def codes(self, text: str) -> None:
-        """Variants of Adamas, judged and their loss, at the smallest budget."""
+        """Variants of Adamas, judged and their loss, at the smallest budget; the best of them at all budgets."""
         recipe = self.recipe
+        best: list[int | None] = [*recipe.budgets]
+        self.losses("codes_loss", text, recipe.prompt, recipe.tokens, [(BEST, best)])
         self.masses("codes", text, [(name, [recipe.mass_budgets[0]]) for name in VARIANTS])
-        new: list[tuple[str, list[int | None]]] = [
+        others: list[tuple[str, list[int | None]]] = [
             (name, [recipe.budgets[0]])
             for name in VARIANTS
             if "_one" not in name and "_centred" not in name  # the first are in ``loss``
         ]
-        self.losses("codes_loss", text, recipe.prompt, recipe.tokens, new)
+        self.losses("codes_loss", text, recipe.prompt, recipe.tokens, others)
 
     def needle(self, task: str, seed: int) -> None:
         """One sample, all methods and budgets at once, question late and early."""

@@ -16,6 +16,7 @@ from effattn_lab.models import smollm2
 from effattn_lab.models.decode import Prompt
 from effattn_lab.sparse import budget_record, budget_study
 from effattn_lab.sparse.budget_methods import (
+    BEST,
     METHODS,
     VARIANTS,
     FittedAdamasCache,
@@ -226,7 +227,7 @@ def test_bad_input_is_named(call, words):
 
 
 SMALL = budget_study.Recipe(
-    prompt=128, tokens=4, budgets=(48, 64), mass_budgets=(48,), mass_tokens=4, mass_every=2, task_length=420,
+    prompt=128, tokens=4, budgets=(48,), mass_budgets=(48,), mass_tokens=4, mass_every=2, task_length=420,
     needles=("niah_single_1",), needle_length=320, needle_budgets=(48,), task_budget=48,
     far=8,
 )  # fmt: skip
@@ -260,7 +261,7 @@ def small(lm, tmp_path_factory):
 def test_every_run_is_there(small):
     kinds = [row["kind"] for row in small.record["rows"]]
     others = len(METHODS) - 1
-    assert kinds.count("loss") == 1 + 2 * others
+    assert kinds.count("loss") == 1 + others
     assert kinds.count("mass") == others
     assert kinds.count("sinks") == 1
     assert kinds.count("codes") == len(VARIANTS)
@@ -314,7 +315,7 @@ def test_answers_are_what_the_model_says(small, lm):
         ("needle", "niah_single_1", SMALL.needle_length),
         ("tasks", "vt", SMALL.task_length),
     ):
-        row = next(r for r in small.record["rows"] if (r["kind"], r["method"]) == (kind, "full"))
+        row = next(r for r in small.record["rows"] if (r["kind"], r.get("method")) == (kind, "full"))
         sample = small.sample(task, length, 0)
         said = lm.generate(sample.prompt, RESERVE)
         assert said.startswith(row["output"])
@@ -329,9 +330,7 @@ def test_tables_and_pictures(small):
     table = budget_record.perplexities(record)
     full = next(r for r in table if r["method"] == "full")
     assert full["worse"] == 0
-    assert {(r["method"], r["budget"]) for r in table} == {("full", None)} | {
-        (m, b) for m in METHODS if m != "full" for b in (48, 64)
-    }
+    assert {(r["method"], r["budget"]) for r in table} == {("full", None)} | {(m, 48) for m in figures.LOOKS}
     assert len([r for r in budget_record.needles(record) if r["late"]]) == len(METHODS)
     assert {r["samples"] for r in budget_record.needles(record)} == {1}
     variants = {r["method"]: r for r in budget_record.variants(record)}
@@ -381,7 +380,9 @@ def test_only_what_all_have_run_on_is_compared(small):
     more = [{**r, "text": "code", "nats": 9.0} for r in rows if r["method"] != "h2o"]
     table = budget_record.perplexities({"rows": rows + more})
     assert all(set(r["by_text"]) == {"docs"} for r in table)
-    assert set(figures.LOOKS) == set(METHODS) - {"full"}
+    assert set(figures.LOOKS) == {*METHODS, BEST} - {"full"}
+    best = [r for r in small.record["rows"] if r["kind"] == "codes_loss"]
+    assert {r["method"] for r in budget_record.perplexities({"rows": rows + more + best})} == set(METHODS)
 
 
 def test_a_wrong_argument_is_named_before_any_work(tmp_path, capsys, monkeypatch):
@@ -409,7 +410,7 @@ def test_the_record_is_whole():
     found = budget_record.recorded()
     recipe = budget_study.Recipe()
     assert found["recipe"] == json.loads(json.dumps(asdict(recipe))), "run it again: the recipe has changed"
-    sizes = {("full", None)} | {(m, b) for m in METHODS if m != "full" for b in recipe.budgets}
+    sizes = {("full", None)} | {(m, b) for m in figures.LOOKS for b in recipe.budgets}
     table = budget_record.perplexities(found)
     assert {(r["method"], r["budget"]) for r in table} == sizes
     assert all({"docs", "code"} <= set(r["by_text"]) for r in table)
