@@ -166,7 +166,7 @@
         return `<tr><th scope="row">${name}</th>${cell("a", a)}${cell("b", b)}</tr>`;
       };
       this.querySelector("tbody").innerHTML = row("score q·k/√D", "product", 1, false) + row("L1 of codes", "l1", 0, true) +
-        row("as the released kernel counts", "released", 0, true) + row("pairs of codes 1 and 2", "middle", 0, null) +
+        row("low bits + 2 × high bits", "released", 0, true) + row("pairs of codes 1 and 2", "middle", 0, null) +
         row("signs that differ", "signs", 0, true) + row("exact distance", "far", 1, true) +
         `<tr><th scope="row">word (query ${rows.q.words.map(hex).join(" ")})</th>${["a", "b"].map((k) =>
           `<td class="ce-words">${rows[k].words.map(hex).join(" ")}</td>`).join("")}</tr>`;

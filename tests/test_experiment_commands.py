@@ -22,6 +22,12 @@ WRONG = {
         "--out: expected a record .* other JSON",
     ),
     "recall: size": ("linear.recall", ["--out", "{tmp}/r", "--sizes", "-3"], "--sizes: expected an integer"),
+    "budget: no record": (
+        "sparse.budget_study",
+        ["--out", "{tmp}/list"],
+        "--out: expected a record .* other JSON",
+    ),
+    "budget: part": ("sparse.budget_study", ["--out", "{tmp}/r", "--part", "lose"], "--part: invalid choice"),
     "zeros: no seed": (
         "linear.zeros_experiment",
         ["--seeds", "0", "--write"],

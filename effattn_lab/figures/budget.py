@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from effattn_lab.figures.style import COLORS, PALETTE, WIDTH, rc
-from effattn_lab.sparse.budget_methods import METHODS, TOP
+from effattn_lab.sparse.budget_methods import BEST, LABELS, TOP
 from effattn_lab.sparse.budget_record import masses, needles, perplexities
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ LOOKS: dict[str, tuple[str, str, str]] = {
     "oracle": (PALETTE["black"], "-", "D"),
     "adamas": (PALETTE["blue"], "-", "o"),
     "adamas_raw": (PALETTE["sky"], ":", "o"),
+    BEST: (PALETTE["blue"], "--", "P"),
     "quest": (PALETTE["green"], "-.", "s"),
     "snapkv": (PALETTE["purple"], "--", "^"),
     "h2o": (PALETTE["orange"], "--", "v"),
@@ -51,7 +52,7 @@ def perplexity_against_budget(record: dict[str, Any]) -> Figure:
             dash,
             marker=marker,
             color=color,
-            label=METHODS[name].label,
+            label=LABELS[name],
         )
     axes.set_yscale("log")
     _budgets(axes, sorted({r["budget"] for r in table if r["budget"]}))
@@ -63,6 +64,42 @@ def perplexity_against_budget(record: dict[str, Any]) -> Figure:
     axes.set(xlabel="tokens read by a head in a step", ylabel="perplexity (lower is better)")
     axes.margins(y=0.12)
     fig.legend(loc="outside lower center", ncols=3)
+    return fig
+
+
+def excess_by_token(record: dict[str, Any], budget: int) -> Figure:
+    """Loss above full attention's at one budget: tokens that can be looked up far back, and all others."""
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update(rc())
+    table = perplexities(record)
+    full = next(row for row in table if row["method"] == "full")
+    rows = [r for name in LOOKS for r in table if (r["method"], r["budget"]) == (name, budget)]
+    fig, axes = plt.subplots(figsize=(WIDTH, 4.6), layout="constrained")
+    places, ends = np.arange(len(rows))[::-1], [0.0]
+    for kind, shift, color, hatch, label in (
+        ("far", 0.2, PALETTE["vermillion"], "//", f"the {full['far_tokens']} that can be looked up far back"),
+        ("other", -0.2, PALETTE["sky"], "", f"the {full['tokens'] - full['far_tokens']} others"),
+    ):
+        extra = [row[kind] - full[kind] for row in rows]
+        bars = axes.barh(
+            places + shift,
+            extra,
+            height=0.36,
+            color=color,
+            hatch=hatch,
+            edgecolor=PALETTE["white"],
+            label=label,
+        )
+        axes.bar_label(bars, labels=[f"{x:.2f}".replace("-", "\u2212") for x in extra], padding=3)
+        ends += extra
+    axes.axvline(0, color=COLORS["muted"], linewidth=1)
+    axes.set_yticks(places, labels=[LABELS[row["method"]] for row in rows])
+    axes.set_xlabel(f"loss above full attention's, nats a token, budget {budget}")
+    axes.grid(axis="y", visible=False)
+    room = 0.14 * (max(ends) - min(ends))  # for the numbers
+    axes.set_xlim(min(ends) - room, max(ends) + room)
+    fig.legend(loc="outside lower center", ncols=2)
     return fig
 
 
@@ -83,24 +120,29 @@ def needles_against_budget(record: dict[str, Any]) -> Figure:
         textcoords="offset points",
         color=COLORS["muted"],
     )
-    for name, (color, dash, marker) in LOOKS.items():
-        for late in (True, False):
-            rows = [r for r in table if r["method"] == name and r["late"] == late]
-            if not rows:
-                continue
-            rows.sort(key=lambda r: r["budget"])
-            axes.plot(
-                [r["budget"] for r in rows],
-                [r["score"] for r in rows],
-                dash if late else "-",
-                marker=marker,
-                color=color,
-                markerfacecolor=color if late else PALETTE["white"],
-                linewidth=2.2 if late else 1.2,
-                label=METHODS[name].label + ("" if late else ", question in the prompt"),
-            )
+    lines = [(name, late) for late in (True, False) for name in LOOKS]
+    lines = [line for line in lines if any((r["method"], r["late"]) == line for r in table)]
+    for place, (name, late) in enumerate(lines):
+        color, dash, marker = LOOKS[name]
+        rows = sorted(
+            (r for r in table if (r["method"], r["late"]) == (name, late)), key=lambda r: r["budget"]
+        )
+        # Many lines have the same values: each a step beside the other, so that all are seen.
+        aside = 1.6 * (place - (len(lines) - 1) / 2)
+        axes.plot(
+            [r["budget"] for r in rows],
+            [r["score"] + aside for r in rows],
+            dash if late else "-",
+            marker=marker,
+            color=color,
+            markerfacecolor=color if late else PALETTE["white"],
+            linewidth=2.2 if late else 1.2,
+            label=LABELS[name] + ("" if late else ", question in the prompt"),
+        )
     _budgets(axes, sorted({r["budget"] for r in table if r["budget"]}))
-    axes.set(xlabel="budget, tokens a head", ylabel="needles found, %", ylim=(-6, 108))
+    axes.set(
+        xlabel="budget, tokens a head", ylabel="needles found, %", ylim=(-11, 112), yticks=range(0, 101, 25)
+    )
     fig.legend(loc="outside lower center", ncols=2)
     return fig
 
@@ -125,7 +167,7 @@ def mass_by_layer(record: dict[str, Any], budgets: Sequence[int] | None = None) 
             for row in table:
                 if (row["method"], row["budget"]) == (name, budget):
                     mean = 100 * np.mean(row["mass"], axis=1)
-                    label = METHODS[name].label if axes is panels[0, 0] else None
+                    label = LABELS[name] if axes is panels[0, 0] else None
                     axes.plot(range(len(mean)), mean, dash, color=color, label=label)
         axes.set_title(f"budget {budget}")
         axes.set(ylabel="softmax held, %", ylim=(0, 103))
@@ -149,7 +191,7 @@ def lost_by_head(
     for axes, name in zip(panels[0], methods):
         lost = 100 * (table["oracle"] - table[name])
         image = axes.imshow(lost, vmin=0, vmax=60, aspect="auto", cmap="cividis")
-        axes.set_title(METHODS[name].label, fontsize=11.5)
+        axes.set_title(LABELS[name], fontsize=11.5)
         axes.set(xlabel="query head", xticks=range(0, lost.shape[1], 2))
         axes.grid(visible=False)
     panels[0, 0].set_ylabel("layer")

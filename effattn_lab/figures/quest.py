@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 #: Line, marker and colour of each rule, the same in every picture.
 LOOKS = {
-    "oracle": ("-", "o", style.PALETTE["black"]),
-    "Quest": ("-", "s", style.PALETTE["blue"]),
-    "Adamas": ("-", "D", style.PALETTE["orange"]),
-    "SnapKV": ("--", "^", style.PALETTE["green"]),
-    "H2O": ("--", "v", style.PALETTE["vermillion"]),
-    "StreamingLLM": (":", "x", style.PALETTE["purple"]),
+    "oracle": ("-", "D", style.PALETTE["black"]),
+    "Adamas": ("-", "o", style.PALETTE["blue"]),
+    "Quest": ("-.", "s", style.PALETTE["green"]),
+    "SnapKV": ("--", "^", style.PALETTE["purple"]),
+    "H2O": ("--", "v", style.PALETTE["orange"]),
+    "StreamingLLM": (":", "X", style.PALETTE["vermillion"]),
 }
 
 
@@ -99,6 +99,6 @@ def mass_picture(
             axis.set_ylim(0, 1.03)
         axes[0, 0].set_ylabel("softmax weight held")
         axes[0, -1].legend(loc="lower right", fontsize=8.5)
-        fig.supxlabel(f"tokens read, of {length}", fontsize=11.5)
+        fig.supxlabel(f"budget, of {length}", fontsize=11.5)
     plt.close(fig)
     return fig

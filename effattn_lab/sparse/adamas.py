@@ -7,8 +7,8 @@ Why a distance can rank: ``|q - k|^2 = |q|^2 + |k|^2 - 2 q . k``, so near keys a
 have about the same length*. Why the transform: a coarse code gives each coordinate the same few steps, and a product
 is decided by the channels of large energy; after the rotation every coordinate carries a part of each channel.
 
-Source: Yan et al. 2025 (Adamas) and its released code, which differ: accuracy runs use L1, the timed kernel counts
-the pair {1, 2} as 3. Both are here, by name.
+Source: Yan et al. 2025 (Adamas) and its released code, which differ: accuracy runs use L1; the last form of the
+kernel counts the pair {1, 2} as 3. Both are here, by name.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class AdamasCache(DecodeCache):
         transform: apply the Hadamard transform. Default True.
         estimator: "l1", the default, or "released".
         share: query heads of one KV head read the same tokens, by their least distance. Default False: each its own.
-            The published models have a KV head for each query head, so the paper does not say.
+            The paper's models have a KV head for each query head; later commits of its code share so.
         scale: default ``D ** -0.5``.
 
     Keys are coded after RoPE and once: a rotation by absolute position never changes. (Positions counted inside a

@@ -12,7 +12,15 @@ from collections.abc import Callable
 import torch
 
 from effattn_lab._validate import check_positive_int
-from effattn_lab.sparse.codes import bucketize, hadamard, l1_naive, l1_packed, pack, released_distance
+from effattn_lab.sparse.codes import (
+    bucketize,
+    hadamard,
+    hamming_distance,
+    l1_naive,
+    l1_packed,
+    pack,
+    released_distance,
+)
 from effattn_lab.sparse.quest import page_bounds, page_scores
 
 SIZE = 4.0
@@ -54,9 +62,8 @@ def by_distance(t: float, *, transform: bool = True) -> Estimate:
     return lambda q, k: -l1_naive(_codes(q, t, transform), _codes(k, t, transform)).float()
 
 
-def by_packed(t: float, *, released: bool) -> Estimate:
-    """The same from packed words: exact, or as the released kernel counts."""
-    count = released_distance if released else l1_packed
+def by_packed(t: float, count: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Estimate:
+    """The same from packed words, counted by one of ``l1_packed``, ``released_distance``, ``hamming_distance``."""
     return lambda q, k: -count(pack(_codes(q, t, True)), pack(_codes(k, t, True))).float()
 
 
@@ -88,13 +95,15 @@ def by_page(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
 
 ESTIMATES: dict[str, Estimate] = {
     "codes of k itself, thresholds 4": by_distance(4.0, transform=False),
-    "codes of kH, thresholds 4": by_packed(4.0, released=False),
+    "codes of kH, thresholds 4": by_packed(4.0, l1_packed),
     "codes of kH, thresholds 10": by_distance(10.0),
-    "codes of kH, {1, 2} counted 3": by_packed(4.0, released=True),
+    "codes of kH, {1, 2} counted 3": by_packed(4.0, released_distance),
+    "codes of kH, bits that differ": by_packed(4.0, hamming_distance),
     "signs of kH": by_sign(),
     "product of codes of kH": by_product(4.0),
     "exact distance": by_length,
     "Quest's bound, pages of 16": by_page,
+    "oracle": lambda q, k: (q @ k.transpose(-1, -2))[:, 0],
 }
 
 

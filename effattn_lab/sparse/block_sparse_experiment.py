@@ -1,22 +1,26 @@
-"""Which estimate finds the blocks that a real model looks at? Captured mass and output error in SmolLM2, by layer.
+"""Which blocks would a real model have wanted, and which do cheap scores choose? SmolLM2 on real text, head by head.
 
-``python -m effattn_lab.sparse.block_sparse_experiment --write`` (two minutes on one core) reads 2,048 tokens of
-Python's documentation with full attention. For the last 1,024 queries of every layer and query head it asks each rule
-for a number of key blocks of 64 tokens, and keeps how much of the true softmax lies in them and how far the output
-moves; ``block_sparse_experiment.json`` beside this module.
+``python -m effattn_lab.sparse.block_sparse_experiment --write`` (some fifteen minutes on one core) reads 2,048 tokens
+of Python's documentation; the record lies beside this module. Blocks hold 64 tokens, 32 of them; the queries that
+count are those of the last 16 blocks.
 
-All rules are given the query's own block and the first one; they compete for the rest. Where a block of queries
-chooses together (XAttention and its relatives) they compete against the blocks that are truly best for it; where each
-query chooses for itself (MoBA's gate), against those that are truly best for the query.
+1. **Mass.** With full attention throughout, every layer's softmax is summed by blocks. Each method then takes its k
+   best blocks; `curves` holds the mass that they hold, mean over queries, heads and layers, for k = 1..32. Blocks of
+   queries that choose together are given their own block and the first; MoBA's queries are given their own.
+2. **Threshold.** XAttention's rule, the same rule on the true mass, and a fixed count of the same scores: blocks read
+   and mass held by layer and head.
+3. **Loss.** The same choices inside the model, in all layers: nats a token on the last 1,024.
+4. **Again.** The same, but the last 512 tokens repeat the first 512 word for word, with 1,024 others in between: who
+   finds the passage again copies it. Nats a token on the last 448.
 
-A second table has XAttention's threshold: how much of the softmax it holds when its own estimate says ``tau``.
+MoBA here is its gate on a model trained without it. The paper trains with it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,207 +29,212 @@ import torch.nn.functional as F
 
 from effattn_lab.foundations.attention import repeat_kv
 from effattn_lab.models import hf, smollm2
-from effattn_lab.sparse.block_sparse import antidiagonal_scores, select_by_mass, xattention_scores
-from effattn_lab.tasks.text import topics
+from effattn_lab.sparse.block_sparse import moba_selection, select_by_mass, xattention_scores
+from effattn_lab.tasks.text import passages_once, topics
 
 RECORD = Path(__file__).with_name("block_sparse_experiment.json")
-TOKENS, QUERIES, BLOCK = 2048, 1024, 64
-#: Blocks that a query reads, its own and the first among them, of 16 to 32 that there are.
-BUDGETS = (2, 3, 4, 6, 8, 12)
+TOKENS, BLOCK, STRIDE = 2048, 64, 8
+ROWS = TOKENS // BLOCK // 2  # blocks of queries that count: the last half
 TAUS = (0.5, 0.7, 0.8, 0.9, 0.95)
+TOP_K = (2, 4, 8, 16)
+REPEATED, SCORED = 512, 448
+AGAIN = ("XAttention, tau = 0.7", "XAttention, tau = 0.9", "best by antidiagonals, 8 blocks", "MoBA, 8 blocks",
+         "MoBA with block 0, 8 blocks", "first and nearest, 8 blocks")  # fmt: skip
+NEG_INF = float("-inf")
 
-#: Rules by label: who chooses, a block of queries or each query.
-RULES = {
-    "random": "block",
-    "pooled, mean q · mean k": "block",
-    "diagonal, S = 8": "block",
-    "antidiagonal, S = 16": "block",
-    "antidiagonal, S = 8": "block",
-    "oracle, by block": "block",
-    "mean key (MoBA's gate)": "query",
-    "oracle, by query": "query",
-}
+Choice = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def truth(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    scale: float,
-    *,
-    queries: int = QUERIES,
-    block: int = BLOCK,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Full softmax of the last queries, summed over blocks of keys, and each block's share of the output.
+def block_mass(p: torch.Tensor, block: int = BLOCK) -> torch.Tensor:
+    """``[..., N, N]`` weights to ``[..., N, N / block]``: what each query gives each block of keys."""
+    return p.unflatten(-1, (-1, block)).sum(dim=-1)
+
+
+def by_rows(x: torch.Tensor, block: int = BLOCK) -> torch.Tensor:
+    """``[..., N, n] -> [..., N / block, n]``: mean over the queries of a block."""
+    return x.unflatten(-2, (-1, block)).mean(dim=-2)
+
+
+def block_scores(q: torch.Tensor, k: torch.Tensor, true: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Scores ``[Hq, n, n]`` by method, larger for blocks to take first; ``true`` is the mass itself."""
+    n = true.shape[-1]
+    flipped = q.unflatten(2, (-1, STRIDE)).flip(3).flatten(2, 3)  # turns antidiagonals into diagonals
+    pooled_q, pooled_k = (x.unflatten(2, (-1, BLOCK)).mean(dim=3) for x in (q, k))
+    pooled_k = repeat_kv(pooled_k, q.shape[1] // k.shape[1])
+    row, column = torch.arange(n)[:, None], torch.arange(n)
+    antidiagonal = {
+        f"antidiagonals, S = {s}": xattention_scores(q, k, block_size=BLOCK, stride=s)[0]
+        for s in (STRIDE, 2 * STRIDE, BLOCK)
+    }
+    return antidiagonal | {
+        "diagonals, S = 8": xattention_scores(flipped, k, block_size=BLOCK, stride=STRIDE)[0],
+        "mean query, mean key": (pooled_q @ pooled_k.transpose(-1, -2))[0],
+        "nearest": (column - row).expand(true.shape).to(true),
+        "random": torch.rand(true.shape, generator=torch.Generator().manual_seed(0)),
+        "the true mass": true,
+    }
+
+
+def curve(order_by: torch.Tensor, true: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
+    """Mass held by the first k blocks in descending order of a score, for k = 1..n, mean over the last half of rows.
 
     Args:
-        q: ``[1, Hq, N, D]``.
-        k, v: ``[1, Hkv, N, D]``.
-        scale: of the scores.
-        queries, block: multiples of each other and of N.
+        order_by: ``[H, rows, n]``.
+        true: the mass, same shape.
+        given: bool ``[rows, n]``, blocks that come before all others; blocks of the future hold no mass.
 
     Returns:
-        ``mass [Hq, queries, n]`` that sums to 1, and ``parts [Hq, queries, n, D]`` that sum to the output.
+        ``[H, n]``.
     """
-    groups, n = q.shape[1] // k.shape[1], k.shape[2]
-    s = scale * q[0, :, -queries:] @ repeat_kv(k, groups)[0].transpose(-1, -2)
-    past = torch.ones(queries, n, dtype=torch.bool, device=q.device).tril(n - queries)
-    p = torch.softmax(s.masked_fill(~past, float("-inf")), dim=-1).unflatten(-1, (-1, block))
-    parts = torch.einsum("hqnb,hnbd->hqnd", p, repeat_kv(v, groups)[0].unflatten(1, (-1, block)))
-    return p.sum(-1), parts
+    rows, n = order_by.shape[-2:]
+    own = torch.arange(rows)[:, None] * n // rows
+    rank = order_by.masked_fill(given, float("inf")).masked_fill(torch.arange(n) > own, NEG_INF)
+    order = torch.sort(rank, dim=-1, descending=True, stable=True).indices
+    return torch.gather(true, -1, order).cumsum(dim=-1)[:, rows // 2 :].mean(dim=1)
 
 
-def scores(
-    q: torch.Tensor, k: torch.Tensor, mass: torch.Tensor, *, block: int = BLOCK
-) -> dict[str, torch.Tensor]:
-    """What each rule thinks of each block of keys, by label: ``[Hq, queries / block, n]``, or by query.
-
-    Only the order of a row matters. ``mass`` is :func:`truth`'s: the oracles use it, the others must not.
-    """
-    lines = mass.shape[1] // block
-    groups = q.shape[1] // k.shape[1]
-    mean_q, mean_k = (x.unflatten(2, (-1, block)).mean(3) for x in (q, k))
-    mean_k = repeat_kv(mean_k, groups).transpose(-1, -2)
-    pooled = mean_q @ mean_k
-    draw = torch.rand(pooled.shape, generator=torch.Generator().manual_seed(0))
-    # Queries in the opposite order inside their tiles: sums along diagonals, the same number of products.
-    turned = q.unflatten(2, (-1, 8)).flip(3).flatten(2, 3)
-    by_block = {
-        "random": draw,
-        "pooled, mean q · mean k": pooled,
-        "diagonal, S = 8": _block_weight(antidiagonal_scores(turned, k, stride=8), block // 8),
-        "antidiagonal, S = 16": xattention_scores(q, k, block_size=block, stride=16),
-        "antidiagonal, S = 8": xattention_scores(q, k, block_size=block, stride=8),
-    }
-    found = {name: x[0, :, -lines:] for name, x in by_block.items()}
-    found["oracle, by block"] = mass.unflatten(1, (-1, block)).sum(2)
-    found["mean key (MoBA's gate)"] = (q @ mean_k)[0, :, -mass.shape[1] :]
-    found["oracle, by query"] = mass
-    return found
+def best_blocks(score: torch.Tensor, count: int) -> torch.Tensor:
+    """bool ``[..., n, n]``: the own block, the first and the best of the past, ``count`` in all."""
+    n = score.shape[-1]
+    given = torch.eye(n, dtype=torch.bool) | (torch.arange(n) == 0)
+    top = score.masked_fill(given, float("inf")).topk(count, dim=-1).indices
+    past = torch.ones(n, n, dtype=torch.bool).tril()
+    return torch.zeros_like(score, dtype=torch.bool).scatter(-1, top, True) & past
 
 
-def _block_weight(tiles: torch.Tensor, per: int) -> torch.Tensor:
-    """XAttention's second half: softmax over the tiles of a row that are not in the future, summed by blocks."""
-    future = torch.ones(tiles.shape[-2:], dtype=torch.bool, device=tiles.device).triu(1)
-    p = torch.softmax(tiles.masked_fill(future, float("-inf")), dim=-1)
-    return p.unflatten(3, (-1, per)).unflatten(2, (-1, per)).sum(dim=(3, 5))
+def take_from(keep: torch.Tensor, true: torch.Tensor) -> tuple[list[float], list[float]]:
+    """Mean blocks a row and mean mass held, by head, of bool ``[H, n, n]``, over the last half of rows."""
+    keep, true = keep[:, -ROWS:], true[:, -ROWS:]
+    return (
+        _short(keep.sum(dim=-1).double().mean(dim=-1)),
+        _short((true * keep).sum(dim=-1).double().mean(dim=-1)),
+    )
 
 
-def take(score: torch.Tensor, budget: int, own: torch.Tensor) -> torch.Tensor:
-    """The first block, the own one and the ``budget - 2`` best of those between.
-
-    Args:
-        score: ``[Hq, rows, n]``.
-        budget: at least 2.
-        own: ``[rows]``, each row's own block.
-
-    Returns:
-        bool, shape of ``score``.
-    """
-    if budget < 2:
-        raise ValueError(f"budget: expected at least 2 blocks, the first and the own, got {budget}")
-    column = torch.arange(score.shape[-1], device=score.device)
-    given = (column == 0) | (column == own[:, None])
-    rank = score.masked_fill((column >= own[:, None]) | given, float("-inf"))
-    best = torch.topk(rank, min(budget - 2, score.shape[-1]), dim=-1)
-    chosen = torch.zeros_like(score, dtype=torch.bool)
-    return chosen.scatter(-1, best.indices, ~best.values.isneginf()) | given
-
-
-def judge(mass: torch.Tensor, parts: torch.Tensor, keep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Captured mass and relative error of the output when only ``keep [Hq, queries, n]`` is read, ``[Hq]`` each."""
-    held = (mass * keep).sum(-1)
-    out = (keep.to(parts.dtype)[:, :, None] @ parts)[:, :, 0] / held[..., None]
-    full = parts.sum(2)
-    error = (out - full).norm(dim=-1) / full.norm(dim=-1)
-    return held.mean(-1), error.mean(-1)
-
-
-def layer_rows(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    scale: float,
-    *,
-    queries: int = QUERIES,
-    block: int = BLOCK,
-) -> dict[str, Any]:
-    """One layer of the study: ``rules`` by label and budget, ``taus`` by threshold, each ``[mass, error]``.
-
-    Of ``rules`` the means over heads; of ``taus`` a triple for every head: share of causal blocks read, mass, error.
-    """
-    mass, parts = truth(q, k, v, scale, queries=queries, block=block)
-    n = mass.shape[-1]
-    lines = queries // block
-    rows = {
-        "block": torch.arange(n - lines, n),
-        "query": torch.arange(n * block - queries, n * block) // block,
-    }
-    found: dict[str, Any] = {"rules": {}, "taus": {}}
-    for name, score in scores(q, k, mass, block=block).items():
-        found["rules"][name] = []
-        for budget in BUDGETS:
-            keep = take(score, budget, rows[RULES[name]])
-            keep = keep if RULES[name] == "query" else keep.repeat_interleave(block, dim=1)
-            held, error = judge(mass, parts, keep)
-            found["rules"][name].append([round(held.mean().item(), 4), round(error.mean().item(), 4)])
-    estimate = xattention_scores(q, k, block_size=block, stride=8, scale=scale)
-    for tau in TAUS:
-        keep = select_by_mass(estimate, tau)[0, :, -lines:]
-        density = keep.sum(dim=(1, 2)) / (rows["block"] + 1).sum()
-        held, error = judge(mass, parts, keep.repeat_interleave(block, dim=1))
-        triples = torch.stack([density, held, error], dim=1).tolist()
-        found["taus"][str(tau)] = [[round(x, 3) for x in triple] for triple in triples]
-    return found
+def _short(x: torch.Tensor) -> list[float]:
+    return [round(y, 4) for y in x.tolist()]
 
 
 @torch.no_grad()
-def study(model: Any, ids: torch.Tensor) -> list[dict[str, Any]]:
-    """:func:`layer_rows` of every layer, for a text ``[1, TOKENS]``."""
-    found: list[dict[str, Any]] = []
+def masses(model: Any, ids: torch.Tensor) -> dict[str, Any]:
+    """Parts 1 and 2 for a text ``[1, TOKENS]``: curves by method; blocks and mass by threshold, layer and head."""
+    n = TOKENS // BLOCK
+    curves: dict[str, list[torch.Tensor]] = {}
+    unions: dict[int, list[float]] = {k: [] for k in TOP_K}
+    taken: dict[str, dict[str, list[list[float]]]] = {}
+    past = torch.ones(TOKENS, TOKENS, dtype=torch.bool).tril()
+    blocks, queries = torch.arange(n), torch.arange(TOKENS)
+    given = (blocks[:, None] == blocks) | (blocks == 0)
+    own = queries[:, None] // BLOCK == blocks
+
+    def note(label: str, keep: torch.Tensor, true: torch.Tensor) -> None:
+        into = taken.setdefault(label, {"blocks": [], "mass": []})
+        for kind, values in zip(("blocks", "mass"), take_from(keep, true)):
+            into[kind].append(values)
 
     def attend(
         q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, causal: bool, scale: float | None
     ) -> torch.Tensor:
-        found.append(layer_rows(q, k, v, q.shape[3] ** -0.5 if scale is None else scale))
-        print(f"layer {len(found) - 1}: {found[-1]['rules']['antidiagonal, S = 8']}", flush=True)
+        factor = q.shape[3] ** -0.5 if scale is None else scale
+        s = factor * q[0] @ repeat_kv(k, q.shape[1] // k.shape[1])[0].transpose(-1, -2)
+        each = block_mass(torch.softmax(s.masked_fill_(~past, NEG_INF), dim=-1))
+        true = by_rows(each)
+        scores = block_scores(q, k, true)
+        for name, score in scores.items():
+            curves.setdefault(name, []).append(curve(score, true, given))
+        means = repeat_kv(k.unflatten(2, (-1, BLOCK)).mean(dim=3), q.shape[1] // k.shape[1])
+        gate = (q @ means.transpose(-1, -2))[0]
+        curves.setdefault("MoBA, each query", []).append(curve(gate, each, own))
+        first = own | (blocks == 0)
+        curves.setdefault("MoBA, first block given too", []).append(curve(gate, each, first))
+        curves.setdefault("the true mass, each query", []).append(curve(each, each, own))
+        for top_k in TOP_K:
+            chosen = moba_selection(q, k, block_size=BLOCK, top_k=top_k)[0, :, TOKENS // 2 :]
+            unions[top_k].append(
+                chosen.unflatten(1, (-1, BLOCK)).any(dim=2).sum(dim=-1).double().mean().item()
+            )
+        for tau in TAUS:
+            note(f"tau {tau}", select_by_mass(scores[f"antidiagonals, S = {STRIDE}"][None], tau)[0], true)
+            note(f"true {tau}", select_by_mass(true[None], tau)[0], true)
+        for count in TOP_K[1:]:
+            note(f"count {count}", best_blocks(scores[f"antidiagonals, S = {STRIDE}"], count), true)
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
 
-    with hf.use(model, attend, "effattn_blocks"):
+    with hf.use(model, attend, "effattn_block_mass"):
         model(ids, use_cache=False)
-    return found
+    return {
+        "curves": {name: _short(torch.cat(layers).double().mean(dim=0)) for name, layers in curves.items()},
+        "unions": {str(k): round(sum(x) / len(x), 2) for k, x in unions.items()},
+        "taken": taken,
+    }
 
 
-def summary(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row a rule and budget, over all layers: ``rule``, ``by``, ``budget``, ``mass``, ``error``, ``worst_layer``."""
-    table = []
-    for name, by in RULES.items():
-        layers = torch.tensor([layer["rules"][name] for layer in record["layers"]])  # [layers, budgets, 2]
-        for i, budget in enumerate(BUDGETS):
-            mass, error = layers[:, i].mean(0).tolist()
-            table.append(
-                {
-                    "rule": name, "by": by, "budget": budget, "mass": mass, "error": error,
-                    "worst_layer": layers[:, i, 0].min().item(),
-                }
-            )  # fmt: skip
-    return table
+def choices() -> dict[str, Choice]:
+    """Part 3: what each query sees, bool ``[B, Hq, N, N]`` before the causal mask, from q and k."""
+
+    def tokens(keep: torch.Tensor) -> torch.Tensor:
+        return keep.repeat_interleave(BLOCK, dim=-1)
+
+    def threshold(tau: float) -> Choice:
+        def choose(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+            keep = select_by_mass(xattention_scores(q, k, block_size=BLOCK, stride=STRIDE), tau)
+            return tokens(keep.repeat_interleave(BLOCK, dim=2))
+
+        return choose
+
+    def best(count: int) -> Choice:
+        def choose(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+            keep = best_blocks(xattention_scores(q, k, block_size=BLOCK, stride=STRIDE), count)
+            return tokens(keep.repeat_interleave(BLOCK, dim=2))
+
+        return choose
+
+    def moba(top_k: int, first: bool) -> Choice:
+        def choose(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+            keep = moba_selection(q, k, block_size=BLOCK, top_k=top_k - first)
+            keep[..., 0] |= first
+            return tokens(keep)
+
+        return choose
+
+    def static(count: int) -> Choice:
+        def choose(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+            n = q.shape[2] // BLOCK
+            gap = torch.arange(n)[:, None] - torch.arange(n)
+            near = ((gap < count - 1) | (torch.arange(n) == 0)).expand(*q.shape[:2], n, n)
+            return tokens(near.repeat_interleave(BLOCK, dim=2))
+
+        return choose
+
+    return (
+        {f"XAttention, tau = {tau}": threshold(tau) for tau in TAUS}
+        | {f"best by antidiagonals, {k} blocks": best(k) for k in TOP_K[1:]}
+        | {f"MoBA, {k} blocks": moba(k, first=False) for k in TOP_K}
+        | {f"MoBA with block 0, {k} blocks": moba(k, first=True) for k in TOP_K[1:]}
+        | {f"first and nearest, {k} blocks": static(k) for k in TOP_K}
+    )
 
 
-def thresholds(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row a threshold, over all heads: mean ``density``, its least and greatest head, ``mass``, ``below``."""
-    table = []
-    for tau in TAUS:
-        heads = torch.tensor([layer["taus"][str(tau)] for layer in record["layers"]]).flatten(0, 1)
-        density, mass, error = heads.unbind(1)
-        table.append(
-            {
-                "tau": tau, "density": density.mean().item(), "least": density.min().item(),
-                "greatest": density.max().item(), "mass": mass.mean().item(), "worst": mass.min().item(),
-                "error": error.mean().item(), "below": (mass < tau).double().mean().item(),
-            }
-        )  # fmt: skip
-    return table
+@torch.no_grad()
+def loss(model: Any, ids: torch.Tensor, choose: Choice | None, last: int = TOKENS // 2) -> dict[str, float]:
+    """Nats a token on the ``last`` with all layers sparse; share of the last half's causal pairs that were seen."""
+    past = torch.ones(TOKENS, TOKENS, dtype=torch.bool).tril()
+    half = TOKENS // 2
+    seen: list[float] = []
+
+    def attend(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, causal: bool, scale: float | None
+    ) -> torch.Tensor:
+        if choose is None:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+        keep = choose(q, k) & past
+        seen.append(keep[:, :, half:].double().mean().item() / past[half:].double().mean().item())
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=keep, scale=scale, enable_gqa=True)
+
+    with hf.use(model, attend, "effattn_block_loss"):
+        logits = model(ids, use_cache=False).logits[0, -last:-1].float()
+    nats = F.cross_entropy(logits, ids[0, 1 - last :]).item()
+    return {"nats": round(nats, 4), "density": round(sum(seen) / len(seen), 4) if seen else 1.0}
 
 
 def recorded() -> dict[str, Any]:
@@ -234,24 +243,52 @@ def recorded() -> dict[str, Any]:
     return found
 
 
+def text_ids(lm: smollm2.SmolLM2) -> torch.Tensor:
+    """The study's text, ``[1, TOKENS]``, no passage twice."""
+    return lm.ids(passages_once(topics())[: 8 * TOKENS], TOKENS)
+
+
+def repeated(ids: torch.Tensor) -> torch.Tensor:
+    """The text of part 4, ``[1, TOKENS]``: its first tokens stand at its end once more."""
+    return torch.cat([ids[:, : TOKENS - REPEATED], ids[:, :REPEATED]], dim=1)
+
+
+def write(found: dict[str, Any], losses: dict[str, dict[str, float]]) -> None:
+    """Keep the record, a line for each row of a table."""
+    head = {
+        "model": "SmolLM2-135M-Instruct", "text": "pydoc_data.topics, each passage once",
+        "tokens": TOKENS, "block": BLOCK, "stride": STRIDE,
+    }  # fmt: skip
+    parts = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
+    for key, table in {**found, "loss": losses}.items():
+        lines = ",\n".join(f"    {json.dumps(k)}: {json.dumps(x)}" for k, x in table.items())
+        parts.append(f'  "{key}": {{\n{lines}\n  }}')
+    RECORD.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the study and print it; ``--write`` keeps the record."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--write", action="store_true", help=f"keep the record in {RECORD.name}")
     chosen = parser.parse_args(arguments)
-    torch.set_num_threads(1)
     lm = smollm2.load()
-    head = {
-        "model": "SmolLM2-135M-Instruct", "text": "pydoc_data.topics", "tokens": TOKENS, "queries": QUERIES,
-        "block": BLOCK, "budgets": BUDGETS, "torch": torch.__version__.split("+")[0],
-    }  # fmt: skip
-    record = {**head, "layers": study(lm.model, lm.ids(topics(8 * TOKENS), TOKENS))}
-    for row in (*summary(record), *thresholds(record)):
-        print(row)
+    ids = text_ids(lm)
+    print("mass ...", flush=True)
+    found = masses(lm.model, ids)
+    for name, values in found["curves"].items():
+        print(f"{name:28s}", [values[k - 1] for k in TOP_K], flush=True)
+    losses = {"full": loss(lm.model, ids, None)}
+    print("full", losses["full"], flush=True)
+    for name, choose in choices().items():
+        losses[name] = loss(lm.model, ids, choose)
+        print(name, losses[name], flush=True)
+    twice, table = repeated(ids), choices()
+    found["again"] = {"full": loss(lm.model, twice, None, SCORED)}
+    for name in AGAIN:
+        found["again"][name] = loss(lm.model, twice, table[name], SCORED)
+        print("again:", name, found["again"][name], flush=True)
     if chosen.write:
-        layers = ",\n".join(f"    {json.dumps(layer)}" for layer in record["layers"])
-        text = f'{{\n  {json.dumps(head)[1:-1]},\n  "layers": [\n{layers}\n  ]\n}}\n'
-        RECORD.write_text(text, encoding="utf-8")
+        write(found, losses)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from effattn_lab._validate import check_positive_int
+from effattn_lab._validate import check_positive_int, resolve_scale
+from effattn_lab.foundations.attention import repeat_kv, visible
 from effattn_lab.models.decode import Make, Prompt, rope_base
-from effattn_lab.sparse.adamas import AdamasCache, select_nearest
+from effattn_lab.sparse.adamas import AdamasCache, code_distances, encode, select_nearest
 from effattn_lab.sparse.cache import DecodeCache, FullCache, captured_mass, decode_scores
-from effattn_lab.sparse.codes import hadamard
+from effattn_lab.sparse.codes import THRESHOLDS, hadamard
 from effattn_lab.sparse.eviction import H2OCache, SnapKVCache
 from effattn_lab.sparse.quest import OracleCache, QuestCache, page_scores, select_pages
 from effattn_lab.sparse.streaming import StreamingCache
@@ -45,6 +46,76 @@ METHODS: dict[str, Method] = {
     "h2o": Method("H2O", lambda model, thresholds: H2OCache),
     "streaming": Method("StreamingLLM", lambda model, thresholds: _streaming(model)),
 }
+
+
+class FittedAdamasCache(AdamasCache):
+    """Codes whose thresholds the prompt sets, in each layer apart and for queries and keys apart.
+
+    The outer thresholds are plus and minus the median size of a coordinate, so that all four codes are equally
+    frequent if coordinates are symmetric.
+
+    Args:
+        fit: False leaves ``thresholds`` for both.
+        centre: code keys without the mean key of the prompt: what all keys share moves all products alike.
+        thresholds, transform, scale: as in :class:`effattn_lab.sparse.adamas.AdamasCache`.
+    """
+
+    def __init__(
+        self, *, fit: bool = True, centre: bool = False, thresholds: Sequence[float] = (-1.0, 0.0, 1.0),
+        transform: bool = True, scale: float | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(thresholds=thresholds, transform=transform, scale=scale)
+        self.fit, self.centre = fit, centre
+        self.mean = torch.zeros(())
+        self.query_thresholds = self.thresholds
+
+    def prefill(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+        if self.centre:
+            self.mean = k.mean(dim=2, keepdim=True)
+        if self.fit:
+            self.query_thresholds, self.thresholds = (
+                (-t, 0.0, t) for t in (self._median(q), self._median(k - self.mean))
+            )
+        super().prefill(q, k, v)
+
+    def _median(self, x: torch.Tensor) -> float:
+        return float((hadamard(x) if self.transform else x).abs().median())
+
+    def _encode(self, x: torch.Tensor) -> torch.Tensor:
+        return super()._encode(x - self.mean)
+
+    def distances(self, q: torch.Tensor) -> torch.Tensor:
+        codes = encode(q, thresholds=self.query_thresholds, transform=self.transform)
+        return code_distances(codes, self.codes)
+
+
+#: How the thresholds of a variant are set, in words: as released, ``thresholds`` for all, or by the prompt.
+CHOICES = {"released": "thresholds ±10", "one": "one pair of thresholds", "fit": "thresholds of the layer"}
+
+
+def _variant(transform: bool, choice: str, centre: bool) -> Method:
+    code = "codes of kH" if transform else "codes of k"
+
+    def make(model: Any, thresholds: Sequence[float]) -> Make:
+        pair = THRESHOLDS if choice == "released" else thresholds
+        return lambda: FittedAdamasCache(
+            fit=choice == "fit", centre=centre, thresholds=pair, transform=transform
+        )
+
+    return Method(f"{code}, {CHOICES[choice]}{', mean key taken off' if centre else ''}", make)
+
+
+#: What may be at fault where the transform doesn't help: Adamas with one thing changed at a time.
+VARIANTS: dict[str, Method] = {
+    f"{'hadamard' if transform else 'raw'}_{choice}{'_centred' * centre}": _variant(transform, choice, centre)
+    for choice, centre in (("released", False), ("one", False), ("fit", False), ("fit", True))
+    for transform in (False, True)
+}
+
+
+#: The variant whose loss is measured at all budgets, and how pictures and tables call it and the methods.
+BEST = "hadamard_fit"
+LABELS = {name: method.label for name, method in METHODS.items()} | {BEST: "Adamas, layers' own thresholds"}
 
 
 def _streaming(model: Any) -> Make:
@@ -142,6 +213,40 @@ def chosen(cache: DecodeCache, q: torch.Tensor, budget: int) -> tuple[torch.Tens
     return places.repeat_interleave(q.shape[1] // places.shape[1], dim=1), None
 
 
+def sinks(prompt: Prompt, ids: torch.Tensor, last: int = 64) -> list[dict[str, Any]]:
+    """Where the last queries of a text put most weight, in each layer, as a mean over them and the heads.
+
+    Args:
+        prompt: a text read by the model.
+        ids: its tokens ``[1, N]``.
+        last: queries at its end.
+
+    Returns:
+        a row for each layer: ``place`` of the token of most weight before the first of those queries, ``weight`` on
+        it, ``same`` on all tokens of the same kind, ``first`` on token 0, and ``value``: the length of its value over
+        the mean one.
+    """
+    check_positive_int("last", last)
+    if last >= prompt.length:
+        raise ValueError(f"last: expected fewer than the {prompt.length} tokens of the text, got {last}")
+    rows = []
+    for q, k, v in prompt.layers:
+        keys = repeat_kv(k, q.shape[1] // k.shape[1])
+        s = resolve_scale(prompt.scale, q.shape[3]) * q[:, :, -last:] @ keys.transpose(-1, -2)
+        s = s.masked_fill(~visible(last, prompt.length, causal=True), float("-inf"))
+        weight = torch.softmax(s, dim=-1).mean(dim=(0, 1, 2))  # [N]
+        place = int(weight[:-last].argmax())
+        length = v[0].norm(dim=-1).mean(dim=0)
+        row = {
+            "weight": weight[place],
+            "same": weight[ids[0] == ids[0, place]].sum(),
+            "first": weight[0],
+            "value": length[place] / length.mean(),
+        }
+        rows.append({"place": place, **{name: round(x.item(), 4) for name, x in row.items()}})
+    return rows
+
+
 def judge(make: Make, prompt: Prompt, begin: int, budget: int, every: int = 8) -> dict[str, Any]:
     """How much of the full softmax a method's choice holds, for each layer and query head.
 
@@ -158,13 +263,15 @@ def judge(make: Make, prompt: Prompt, begin: int, budget: int, every: int = 8) -
     Returns:
         ``mass``: share of the softmax held, ``[layers][Hq]``; ``oracle``: the most that ``budget`` keys hold;
         ``recall``: share of those keys that were read; ``error``: of the output, root of the mean square over that
-        of full attention's; ``read``: tokens read, a mean.
+        of full attention's; ``first``: how often the first token was read, a number for each layer; ``read``:
+        tokens read, a mean.
     """
     for name, value in (("begin", begin), ("budget", budget), ("every", every)):
         check_positive_int(name, value)
     if begin >= prompt.length:
         raise ValueError(f"begin: expected fewer than the {prompt.length} tokens of the text, got {begin}")
     out: dict[str, Any] = {"mass": [], "oracle": [], "recall": [], "error": []}
+    first = []
     read, judged = 0.0, 0
     for q, k, v in prompt.layers:
         v = v.clone()
@@ -173,7 +280,7 @@ def judge(make: Make, prompt: Prompt, begin: int, budget: int, every: int = 8) -
         cache.scale = prompt.scale
         cache.prefill(q[:, :, :begin], k[:, :, :begin], v[:, :, :begin])
         sums, off = torch.zeros(3, q.shape[1]), torch.zeros(2, q.shape[1])
-        count = 0
+        count, sink = 0, 0.0
         for t in range(begin, prompt.length):
             query = q[:, :, t : t + 1]
             cache.append(k[:, :, t : t + 1], v[:, :, t : t + 1])
@@ -193,9 +300,12 @@ def judge(make: Make, prompt: Prompt, begin: int, budget: int, every: int = 8) -
             sums[0] += captured_mass(query, seen, index, valid=valid, scale=prompt.scale)[0]
             sums[1] += captured_mass(query, seen, best, scale=prompt.scale)[0]
             sums[2] += taken.gather(1, best[0]).float().mean(dim=1)
+            sink += taken[:, 0].float().mean().item()
             read, count = read + cache.read, count + 1
         judged += count
+        first.append(round(sink / count, 4))
         for name, row in zip(out, [*(sums / count), (off[0] / off[1]).sqrt()]):
             out[name].append([round(x, 4) for x in row.tolist()])
+    out["first"] = first
     out["read"] = round(read / judged, 2)
     return out

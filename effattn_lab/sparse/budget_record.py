@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from effattn_lab.sparse.budget_methods import BEST
 from effattn_lab.tasks.ruler import TASKS
 
 RECORD = Path(__file__).with_name("budget_study.json")
@@ -36,7 +37,7 @@ def _groups(
 
 
 def perplexities(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """For each method and budget, over the texts that all have run on.
+    """For each method and budget, and for the best variant of Adamas, over the texts that all have run on.
 
     Returns:
         ``method``, ``budget``, ``perplexity`` (``exp`` of the mean loss), ``worse`` (over full attention's, minus
@@ -44,6 +45,9 @@ def perplexities(record: dict[str, Any]) -> list[dict[str, Any]]:
         nats of tokens that can be looked up far back and of all others, and ``far_tokens``.
     """
     table = []
+    best = [r for r in record["rows"] if r["kind"] == "codes_loss" and r["method"] == BEST]
+    if {r["text"] for r in best} >= {r["text"] for r in record["rows"] if r["kind"] == "loss"}:
+        record = {"rows": [*record["rows"], *({**r, "kind": "loss"} for r in best)]}
     for (method, budget), rows in _groups(record, "loss", ("method", "budget"), ("text",)).items():
         nats = {text: row["nats"] for (text,), row in rows.items()}
         every, far = (sum(row[n] for row in rows.values()) for n in ("tokens", "far_tokens"))
@@ -93,15 +97,58 @@ def needles(record: dict[str, Any]) -> list[dict[str, Any]]:
     return table
 
 
-def masses(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """For each method and budget, means over texts: ``mass``, ``recall``, ``error`` ``[layers][heads]``, ``read``."""
+def masses(record: dict[str, Any], kind: str = "mass") -> list[dict[str, Any]]:
+    """For each method and budget, means over texts: ``mass``, ``recall``, ``error`` ``[layers][heads]``, ``read``.
+
+    Args:
+        record: see :func:`recorded`.
+        kind: "mass", or "codes" for the variants of Adamas, whose rows have ``first`` ``[layers]`` too.
+    """
     table = []
-    for (method, budget), rows in _groups(record, "mass", ("method", "budget"), ("text",)).items():
-        found = {
-            k: np.mean([row[k] for row in rows.values()], axis=0) for k in ("mass", "recall", "error", "read")
-        }
+    for (method, budget), rows in _groups(record, kind, ("method", "budget"), ("text",)).items():
+        names = ["mass", "recall", "error", "read", *(["first"] if kind == "codes" else [])]
+        found = {k: np.mean([row[k] for row in rows.values()], axis=0) for k in names}
         table.append({"method": method, "budget": budget, **{k: v.tolist() for k, v in found.items()}})
     return table
+
+
+def sinks(record: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """For each text a row a layer, see :func:`effattn_lab.sparse.budget_methods.sinks`; with its ``token``."""
+    return {row["text"]: row["layers"] for row in record["rows"] if row["kind"] == "sinks"}
+
+
+#: Variants that are methods of the study: their loss is among its rows.
+_SAME = {"adamas": "hadamard_one", "adamas_raw": "raw_one"}
+
+
+def variants(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Variants of Adamas at the smallest budget.
+
+    Returns:
+        for each: ``method``; means over layers with a budget, heads and texts of ``mass``, ``recall``, ``error`` and
+        ``first`` (how often the first token was read); ``perplexity`` over the texts that all have run on, None
+        where no loss was asked for.
+    """
+    recipe = record["recipe"]
+    dense, budget = recipe["dense_layers"], recipe["budgets"][0]
+    as_variants = [
+        {**row, "kind": "codes_loss", "method": _SAME.get(row["method"], row["method"])}
+        for row in record["rows"]
+        if row.get("budget") == budget
+        and (row["kind"] == "codes_loss" or (row["kind"] == "loss" and row["method"] in _SAME))
+    ]
+    nats = {
+        method: [row["nats"] for row in rows.values()]
+        for (method,), rows in _groups({"rows": as_variants}, "codes_loss", ("method",), ("text",)).items()
+    }
+    return [
+        {
+            "method": row["method"],
+            **{k: float(np.mean(row[k][dense:])) for k in ("mass", "recall", "error", "first")},
+            "perplexity": math.exp(np.mean(nats[row["method"]])) if row["method"] in nats else None,
+        }
+        for row in masses(record, "codes")
+    ]
 
 
 def tasks(record: dict[str, Any]) -> list[dict[str, Any]]:

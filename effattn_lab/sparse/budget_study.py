@@ -5,11 +5,13 @@
 
 * ``loss``: perplexity of the tokens after a prompt, on real text, against the budget; apart for tokens that can be
   looked up far back;
-* ``mass``: share of the softmax that a choice holds, and recall of the best keys, for each layer and head;
+* ``mass``: share of the softmax that a choice holds, and recall of the best keys, for each layer and head; and where
+  the model's own attention sinks are;
+* ``codes``: both for variants of Adamas: transform, thresholds, mean key;
 * ``needle``: a fact in a long text. *Late*, the text is read first and the question arrives token by token, when
   methods that drop tokens have dropped them; early, the question is part of the prompt;
-* ``tasks``: RULER's other tasks with full attention, which says what the model can do at all; and where that is
-  something, with all methods at one budget, question late.
+* ``tasks``: RULER's other tasks with full attention, which says what the model can do at all, and those of the
+  recipe's ``compared`` with all methods at one budget, question late.
 
 The prompt is read with full attention by all methods, and the first layers read everything, as Quest and Adamas do
 it: the same for each method.
@@ -22,7 +24,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,11 +36,11 @@ from effattn_lab._atomic import write_atomic
 from effattn_lab._command import bad_values, file_to_write, positive
 from effattn_lab.models.decode import Decoder, Prompt, read_prompt, steps_together
 from effattn_lab.models.smollm2 import SmolLM2
-from effattn_lab.sparse.budget_methods import METHODS, judge, key_statistics, recalled
+from effattn_lab.sparse.budget_methods import BEST, METHODS, VARIANTS, judge, key_statistics, recalled, sinks
 from effattn_lab.tasks import ruler
 from effattn_lab.tasks.text import stdlib_source, topics
 
-PARTS = ("check", "loss", "mass", "needle", "tasks")
+PARTS = ("check", "loss", "mass", "codes", "needle", "tasks")
 #: Texts: source and first token. Thresholds are set on another place of the first.
 TEXTS = {
     "docs": ("topics", 2_000),
@@ -62,7 +64,8 @@ class Recipe:
         needles, needle_length, needle_budgets: of ``needle``; prompt and answer take at most so many tokens.
         early: methods that are also asked with the question in the prompt.
         task_length, task_budget: of ``tasks``.
-        compared: of ``tasks``, those which all methods are asked: full attention has an answer to them.
+        compared: of ``tasks``, those that all methods are asked, question late; default none. Worth it for tasks to
+            which full attention has an answer.
     """
 
     prompt: int = 1024
@@ -79,7 +82,7 @@ class Recipe:
     early: tuple[str, ...] = ("snapkv", "h2o")
     task_length: int = 1024
     task_budget: int = 128
-    compared: tuple[str, ...] = ("niah_single_3", "niah_multikey_1", "niah_multivalue", "niah_multiquery")
+    compared: tuple[str, ...] = ()
 
 
 class Study:
@@ -103,7 +106,8 @@ class Study:
             }
             self.record["thresholds"] = [round(x, 3) for x in statistics.thresholds()]
         self.makers = {
-            name: method.make(lm.model, tuple(self.record["thresholds"])) for name, method in METHODS.items()
+            name: method.make(lm.model, tuple(self.record["thresholds"]))
+            for name, method in {**METHODS, **VARIANTS}.items()
         }
 
     def ids(self, source: str, begin: int, count: int) -> torch.Tensor:
@@ -121,7 +125,9 @@ class Study:
         head = {k: v for k, v in self.record.items() if k != "rows"}
         text = f'{json.dumps(head, indent=1)[:-2]},\n "rows": [\n  {rows}\n ]\n}}\n'
         write_atomic(self.path, text.encode())
-        shown = {k: v for k, v in row.items() if k not in ("mass", "oracle", "recall", "error")}
+        shown = {
+            k: v for k, v in row.items() if k not in ("mass", "oracle", "recall", "error", "first", "layers")
+        }
         print(" ".join(f"{k}={v!r}" for k, v in shown.items()), flush=True)
 
     def decoder(self, method: str, budget: int | None) -> Decoder:
@@ -132,13 +138,15 @@ class Study:
         for name in METHODS:
             yield name, [None] if name == "full" else list(budgets)
 
-    def losses(self, kind: str, text: str, prompt: int, tokens: int, budgets: Sequence[int]) -> None:
+    def losses(
+        self, kind: str, text: str, prompt: int, tokens: int, runs: Iterable[tuple[str, list[int | None]]]
+    ) -> None:
         """Loss of ``tokens`` tokens after a prompt, a row for each method and budget."""
         source, begin = TEXTS[text]
         ids = self.ids(source, begin, prompt + tokens + 1)
         far = torch.tensor(recalled(ids[0].tolist(), prompt + 1, self.recipe.far))
         read: Prompt | None = None
-        for method, own in self.wanted(budgets):
+        for method, own in runs:
             key = {"kind": kind, "text": text, "method": method}
             todo = [b for b in own if not self.has(**key, budget=b)]
             if not todo:
@@ -161,13 +169,13 @@ class Study:
                     seconds=round(time.process_time() - since, 1),
                 )
 
-    def masses(self, text: str) -> None:
-        """Mass and recall of each method's choice, a row for each budget."""
+    def masses(self, kind: str, text: str, runs: Iterable[tuple[str, list[int | None]]]) -> None:
+        """Mass, recall and error of each method's choice, a row for each budget."""
         recipe, (source, begin) = self.recipe, TEXTS[text]
         read: Prompt | None = None
-        for method, own in self.wanted(recipe.mass_budgets):
+        for method, own in runs:
             for budget in own:
-                key = {"kind": "mass", "text": text, "method": method, "budget": budget}
+                key = {"kind": kind, "text": text, "method": method, "budget": budget}
                 if budget is None or self.has(**key):
                     continue
                 if read is None:
@@ -177,6 +185,30 @@ class Study:
                 if method != "oracle":
                     del found["oracle"]  # the same for all: kept once
                 self.add(**key, **found)
+
+    def sinks(self, text: str) -> None:
+        """Where a text's queries put most weight, and what stands there."""
+        key = {"kind": "sinks", "text": text}
+        if not self.has(**key):
+            source, begin = TEXTS[text]
+            ids = self.ids(source, begin, self.recipe.prompt + self.recipe.mass_tokens)
+            layers = sinks(read_prompt(self.lm.model, ids), ids)
+            for row in layers:
+                row["token"] = self.lm.tokenizer.decode([int(ids[0, row["place"]])])
+            self.add(**key, layers=layers)
+
+    def codes(self, text: str) -> None:
+        """Variants of Adamas, judged and their loss, at the smallest budget; the best of them at all budgets."""
+        recipe = self.recipe
+        best: list[int | None] = [*recipe.budgets]
+        self.losses("codes_loss", text, recipe.prompt, recipe.tokens, [(BEST, best)])
+        self.masses("codes", text, [(name, [recipe.mass_budgets[0]]) for name in VARIANTS])
+        others: list[tuple[str, list[int | None]]] = [
+            (name, [recipe.budgets[0]])
+            for name in VARIANTS
+            if "_one" not in name and "_centred" not in name  # the first are in ``loss``
+        ]
+        self.losses("codes_loss", text, recipe.prompt, recipe.tokens, others)
 
     def needle(self, task: str, seed: int) -> None:
         """One sample, all methods and budgets at once, question late and early."""
@@ -257,12 +289,15 @@ class Study:
         """What is asked for and not there yet, in an order that gives a whole picture early."""
         recipe = self.recipe
         if "check" in parts:
-            self.losses("check", "docs", 96, 8, (48,))
+            self.losses("check", "docs", 96, 8, self.wanted((48,)))
         for text in list(TEXTS)[:texts]:
             if "loss" in parts:
-                self.losses("loss", text, recipe.prompt, recipe.tokens, recipe.budgets)
+                self.losses("loss", text, recipe.prompt, recipe.tokens, self.wanted(recipe.budgets))
             if "mass" in parts and text in ("docs", "code"):
-                self.masses(text)
+                self.sinks(text)
+                self.masses("mass", text, self.wanted(recipe.mass_budgets))
+            if "codes" in parts and text in ("docs", "code"):
+                self.codes(text)
         for seed in range(samples):
             for task in recipe.needles if "needle" in parts else ():
                 self.needle(task, seed)

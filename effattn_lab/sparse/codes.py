@@ -100,9 +100,19 @@ def l1_packed(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def released_distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """What the released CUDA kernel computes: ``popc(lo) + 2 popc(hi)``, which is L1 but for {1, 2}, counted 3."""
+    """``popc(lo) + 2 popc(hi)``: L1 but for {1, 2}, counted 3. The last of three forms of the released kernel.
+
+    The first was exact; the second, ``popc(lo) + popc(hi) << 1``, is twice :func:`hamming_distance`: C adds before it
+    shifts. Which of them the authors timed is not said.
+    """
     x = a ^ b
     return (_popcount(x & _LOW) + 2 * _popcount((x >> 1) & _LOW)).sum(dim=-1, dtype=torch.int32)
+
+
+def hamming_distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Bits that differ: {1, 2} counts like {0, 3}, and {0, 2} like neighbours."""
+    x = a ^ b
+    return (_popcount(x & _LOW) + _popcount((x >> 1) & _LOW)).sum(dim=-1, dtype=torch.int32)
 
 
 def _popcount(x: torch.Tensor) -> torch.Tensor:

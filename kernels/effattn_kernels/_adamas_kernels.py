@@ -57,7 +57,7 @@ def _adamas_distances_kernel(
     num_kv_heads, seqlen_k,
     WORDS: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """``sum_i |a_i - b_i|`` of packed codes, or (not EXACT) the released distance. Grid: (blocks of keys, key heads).
+    """``sum_i |a_i - b_i|`` of packed codes; not EXACT: low bits plus twice high ones. Grid: (blocks of keys, heads).
 
     A block's codes are loaded once for the GROUP query heads that share them. ``x = a ^ b`` holds sixteen 2-bit
     numbers, each ``|a_i - b_i|`` but for the pair {1, 2}, where it is 3: EXACT turns that into 1. Then the sixteen

@@ -84,7 +84,7 @@ def code_distances(q_codes: torch.Tensor, k_codes: torch.Tensor, *, estimator: s
         ValueError: an argument is wrong; the message names it, what was expected and what came.
         RuntimeError: kernels cannot run here (no triton, or triton imported too early).
 
-    Source: Adamas (2025), and the distance of its released kernel.
+    Source: Adamas (2025), and the last of three forms of the distance in its released kernel.
     """
     require()
     check_codes(q_codes, k_codes, estimator, MODE)

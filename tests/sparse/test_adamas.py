@@ -84,6 +84,7 @@ def test_l1_over_all_pairs_at_every_place():
             px, py = codes.pack(x), codes.pack(y)
             assert codes.l1_packed(px, py) == abs(a - b) == codes.l1_naive(x, y)
             assert codes.released_distance(px, py) == (3 if {a, b} == {1, 2} else abs(a - b))
+            assert codes.hamming_distance(px, py) == bin(a ^ b).count("1")
 
 
 def test_l1_of_random_codes():

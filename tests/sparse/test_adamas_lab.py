@@ -25,6 +25,9 @@ def test_recall_says_what_the_chapter_says(found):
     assert coded[1][0] > 1.5 * raw[1][0], "channels unequal: it helps much"
     assert found["codes of kH, thresholds 10"][1][0] < coded[1][0] - 0.1, "the scale of thresholds"
     assert found["codes of kH, {1, 2} counted 3"][1][0] < coded[1][0], "the released count"
+    assert found["codes of kH, bits that differ"][1][0] < found["codes of kH, {1, 2} counted 3"][1][0]
+    assert all(recall == 1 for recall, _ in found["oracle"])
+    assert all(mass <= found["oracle"][i][1] for rows in found.values() for i, (_, mass) in enumerate(rows))
     exact = found["exact distance"]
     assert min(exact[0][0], exact[1][0]) > 0.99
     assert exact[2][0] < 0.2, "lengths break every distance"
@@ -106,27 +109,24 @@ def test_latency_rows_are_checked_and_whole():
     assert min(row[part] for part in ("encode", "estimate", "select", "attend")) > 0
 
 
-def test_the_record_holds_the_bar_and_what_the_chapter_says_of_it():
+def test_the_record_holds_the_bar():
     """No clock here: the figures of one run, which every change of the step has to measure again."""
     rows = {row["seqlen"]: row for row in latency.recorded()["rows"]}
     assert tuple(rows) == latency.LENGTHS
     assert all(row["correct"] and row["budget"] == latency.BUDGET == 128 for row in rows.values())
     for row in rows.values():
         assert row["ratio"] == pytest.approx(row["full"] / row["step"])
-        assert row["step"] < 1.4 * sum(row[part] for part in ("encode", "estimate", "select", "attend"))
-    assert rows[65536]["ratio"] >= 3, "the bar"
-    assert 8.5 < rows[65536]["ratio"] < 9, "8.7 times faster"
-    assert rows[4096]["ratio"] < 1, "at 4K the step loses"
-    assert 0.25 < rows[4096]["encode"] / rows[4096]["step"] < 0.4, "the query's code is a third of it"
+    assert rows[65536]["ratio"] >= 3, "the bar: 64K tokens, a budget of 128"
+    # What the chapter says in words of the figures that it prints.
+    short, long = rows[4096], rows[131072]
+    assert short["encode"] > 0.1 * short["step"]
+    assert long["estimate"] > 0.5 * long["step"]
+    for part in ("encode", "attend"):
+        assert long[part] < 5 * short[part], "hardly know the length"
     for n, row in rows.items():
-        assert 0.13 < row["encode"] < 0.15, "level, 0.14 ms"
-        assert 0.045 < row["attend"] < 0.055, "level, 0.05 ms"
-        assert (row["estimate"] > 0.5 * row["step"]) == (n >= 16384), "half of the step from 16K on"
-        dense = latency.NUM_HEADS * 8 * latency.HEAD_DIM * n / row["full"]
-        scan = latency.NUM_HEADS * latency.HEAD_DIM / 4 * n / row["estimate"]
-        assert scan < dense / 2.5, "the scan reads far more slowly than full attention"
-    with_floats = 8 * 128 * 65536 / ((128 / 4 + 4) * 65536 + 8 * 128 * 128)
-    assert round(with_floats) == 27, "what bytes would allow"
+        dense, scan = (size * n / row[part] for size, part in ((8 * 128, "full"), (128 / 4, "estimate")))
+        assert scan < dense, "the scan reads more slowly than full attention"
+        assert row["ratio"] < cost.traffic_ratio(n, 128, 128, 4), "less than the bytes allow"
 
 
 def test_a_wrong_step_gets_no_time(monkeypatch):
@@ -142,6 +142,8 @@ def test_pictures_draw():
     from effattn_lab.figures import adamas as figures
 
     figures.codes_picture()
+    held = [axis.get_title(loc="left").split()[-4] for axis in figures.choices_picture().axes]
+    assert sorted(held, key=lambda share: float(share[:-1])) == held, "the choices get better downwards"
     figures.distance_picture(200)
     figures.energy_picture({"layer 0": (torch.rand(64), torch.rand(64))})
     row = {

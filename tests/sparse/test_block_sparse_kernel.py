@@ -491,10 +491,11 @@ def test_shipped_tiles_do_not_spill(dtype):
             dtype == "fp16" or row["gpu"] == "MI300X"
         )
         assert (row["tensor_core_instructions"] > 0) == matrices, what
-    per_row = launches(64, DTYPES[dtype], "sm100", per_row=True)[0]
-    (one,) = xray(per_row.kernel, per_row.signature, per_row.constexprs, "B200", *per_row.tile[2:])
-    assert one.spill_bytes == 0
-    assert (one.tensor_core_instructions > 0) == (dtype == "fp16")
+    for gpu, arch, head_dim in (("B200", "sm100", 64), ("A100", "sm80", 128)):
+        per_row = launches(head_dim, DTYPES[dtype], arch, per_row=True)[0]
+        (one,) = xray(per_row.kernel, per_row.signature, per_row.constexprs, gpu, *per_row.tile[2:])
+        assert one.spill_bytes == 0, gpu
+        assert (one.tensor_core_instructions > 0) == (dtype == "fp16"), gpu
 
 
 def gpu_dtypes():

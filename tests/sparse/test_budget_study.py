@@ -15,9 +15,19 @@ from effattn_lab.figures import budget as figures
 from effattn_lab.models import smollm2
 from effattn_lab.models.decode import Prompt
 from effattn_lab.sparse import budget_record, budget_study
-from effattn_lab.sparse.budget_methods import METHODS, chosen, judge, key_statistics, recalled
+from effattn_lab.sparse.budget_methods import (
+    BEST,
+    METHODS,
+    VARIANTS,
+    FittedAdamasCache,
+    chosen,
+    judge,
+    key_statistics,
+    recalled,
+    sinks,
+)
 from effattn_lab.sparse.cache import gather_attention
-from effattn_lab.sparse.codes import hadamard
+from effattn_lab.sparse.codes import bucketize, hadamard, unpack
 from effattn_lab.sparse.eviction import SnapKVCache
 from effattn_lab.sparse.streaming import StreamingCache
 from effattn_lab.tasks import ruler
@@ -34,7 +44,9 @@ class Model:
 
 
 #: The study's methods, with a window that leaves SnapKV a choice here, and positions that stay in StreamingLLM.
-MAKERS = {name: method.make(Model(), (-1.0, 0.0, 1.0)) for name, method in METHODS.items()} | {
+MAKERS = {
+    name: method.make(Model(), (-1.0, 0.0, 1.0)) for name, method in {**METHODS, **VARIANTS}.items()
+} | {
     "snapkv": lambda: SnapKVCache(8),
     "streaming": lambda: StreamingCache(rope_base=None),
 }
@@ -49,7 +61,7 @@ def text(layers=2, heads=4, kv_heads=2, n=90, dim=16, seed=0):
     return Prompt(tuple(rows), None, torch.zeros(1, 3))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [*METHODS, "hadamard_fit_centred"])
 @pytest.mark.parametrize("budget", [32, 48, 200])
 def test_chosen_is_what_was_read(name, budget):
     """Attention over the named positions of the text is what the cache gave, step after step."""
@@ -92,6 +104,56 @@ def test_judge(name):
     np.testing.assert_allclose(whole["error"], 0, atol=2e-4)
 
 
+def test_variants():
+    """The plain ones are Adamas with and without its transform; fitted codes are equally frequent."""
+    q, k, v = text(n=120).layers[0]
+    k = 3 * k + 1  # another scale than the queries', and a mean
+    for plain, variant in (("adamas", "hadamard_one"), ("adamas_raw", "raw_one")):
+        one, other = MAKERS[plain](), MAKERS[variant]()
+        for cache in (one, other):
+            cache.prefill(q, k, v)
+        assert torch.equal(one.distances(q[:, :, -1:]), other.distances(q[:, :, -1:]))
+    for name, x in (("hadamard_released", hadamard(k)), ("raw_released", k)):
+        cache = MAKERS[name]()
+        cache.prefill(q, k, v)
+        assert torch.equal(unpack(cache.codes), bucketize(x, (-10, 0, 10)))
+    fitted = MAKERS["hadamard_fit_centred"]()
+    fitted.prefill(q, k, v)
+    share = torch.bincount(unpack(fitted.codes).flatten().long(), minlength=4) / k.numel()
+    torch.testing.assert_close(share, torch.full((4,), 0.25), rtol=0, atol=0.04)
+    assert float(hadamard(q).abs().median()) == pytest.approx(fitted.query_thresholds[2])
+    assert fitted.thresholds[2] > 2 * fitted.query_thresholds[2]
+
+
+def test_a_mean_taken_off_is_not_seen():
+    """The same direction added to all keys moves no product against another, and no distance of centred codes."""
+    q, k, v = text(n=120).layers[0]
+    shift = 2 * torch.randn(16, generator=torch.Generator().manual_seed(1))
+    far = [FittedAdamasCache(centre=centre) for centre in (True, True, False, False)]
+    for cache, keys in zip(far, (k, k + shift, k, k + shift)):
+        cache.prefill(q, keys, v)
+    query = q[:, :, -1:]
+    assert (far[0].distances(query) - far[1].distances(query)).abs().max() <= 1, (
+        "but for rounding at a threshold"
+    )
+    assert (far[2].distances(query) - far[3].distances(query)).abs().max() > 5
+
+
+def test_sinks():
+    """By hand: all queries look at token 5, which stands at 3 and, with half the score, at 6; its value is short."""
+    n, dim = 12, 8
+    q, k, v = torch.zeros(1, 2, n, dim), torch.zeros(1, 1, n, dim), torch.ones(1, 1, n, dim)
+    q[..., 0], k[0, 0, 3, 0], k[0, 0, 6, 0] = 1.0, 4.0, 2.0
+    v[0, 0, 3] = 0.5
+    ids = torch.tensor([[0, 1, 2, 5, 4, 3, 5, 7, 8, 9, 10, 11]])
+    row = sinks(Prompt(((q, k, v),), 1.0, torch.zeros(1, 3)), ids, last=2)[0]
+    sums = [math.exp(4) + math.exp(2) + others for others in (9, 10)]  # two queries: 11 and 12 keys
+    for name, e in (("weight", math.exp(4)), ("same", math.exp(4) + math.exp(2)), ("first", 1)):
+        assert row[name] == pytest.approx(sum(e / s for s in sums) / 2, abs=1e-4)
+    assert row["place"] == 3
+    assert row["value"] == pytest.approx(0.5 / (11.5 / 12), abs=1e-4)
+
+
 def test_judge_by_hand():
     """One query that looks at key 3 alone: a window of the last keys misses it, the oracle has it."""
     n, dim = 40, 16
@@ -103,6 +165,7 @@ def test_judge_by_hand():
     judged = {name: judge(MAKERS[name], prompt, n - 1, 16) for name in ("oracle", "streaming", "quest")}
     held = {name: found["mass"][0][0] for name, found in judged.items()}
     assert judged["oracle"]["error"][0][0] < 0.01
+    assert (judged["streaming"]["first"], judged["quest"]["first"]) == ([1.0], [0.0])
     assert judged["streaming"]["error"][0][0] == pytest.approx(1, abs=1e-3), "it reads zeros alone"
     assert held["oracle"] > 0.99
     assert held["streaming"] < 0.01
@@ -153,6 +216,7 @@ def test_statistics():
     ("call", "words"),
     [
         (lambda: judge(MAKERS["h2o"], text(), 90, 8), "begin: expected fewer than the 90 tokens of the text, got 90"),
+        (lambda: sinks(text(), torch.zeros(1, 90), 90), "last: expected fewer than the 90 tokens of the text"),
         (lambda: judge(MAKERS["h2o"], text(), 80, 0), "budget: expected an integer of at least 1, got 0"),
         (lambda: budget_record.perplexities({"rows": []}), "record: expected rows of kind 'loss', got none"),
     ],
@@ -163,10 +227,21 @@ def test_bad_input_is_named(call, words):
 
 
 SMALL = budget_study.Recipe(
-    prompt=128, tokens=4, budgets=(48, 64), mass_budgets=(48,), mass_tokens=4, mass_every=2, task_length=420,
+    prompt=128, tokens=4, budgets=(48,), mass_budgets=(48,), mass_tokens=4, mass_every=2, task_length=420,
     needles=("niah_single_1",), needle_length=320, needle_budgets=(48,), task_budget=48,
     far=8,
 )  # fmt: skip
+
+
+PARTS = ("loss", "mass", "codes", "needle")
+RESERVE = 10
+
+
+class Short(budget_study.Study):
+    """Answers are short."""
+
+    def sample(self, task, length, seed):
+        return ruler.make(task, length, self.count, seed=seed, reserve=RESERVE)
 
 
 @pytest.fixture(scope="module")
@@ -177,8 +252,8 @@ def lm():
 @pytest.fixture(scope="module")
 def small(lm, tmp_path_factory):
     """A study of seconds, all parts of it."""
-    study = budget_study.Study(tmp_path_factory.mktemp("study") / "r.json", SMALL, lm)
-    study.run(("loss", "mass", "needle"), 1, 1)
+    study = Short(tmp_path_factory.mktemp("study") / "r.json", SMALL, lm)
+    study.run(PARTS, 1, 1)
     study.task("vt", 0, compare=True)
     return study
 
@@ -186,8 +261,11 @@ def small(lm, tmp_path_factory):
 def test_every_run_is_there(small):
     kinds = [row["kind"] for row in small.record["rows"]]
     others = len(METHODS) - 1
-    assert kinds.count("loss") == 1 + 2 * others
+    assert kinds.count("loss") == 1 + others
     assert kinds.count("mass") == others
+    assert kinds.count("sinks") == 1
+    assert kinds.count("codes") == len(VARIANTS)
+    assert kinds.count("codes_loss") == 4
     assert kinds.count("needle") == 1 + others + len(SMALL.early)
     assert kinds.count("tasks") == 1 + others
     assert json.loads(small.path.read_text()) == json.loads(json.dumps(small.record)), "saved as it ends"
@@ -216,7 +294,7 @@ def test_it_goes_on_where_it_stopped(small, lm, monkeypatch):
     rows = list(small.record["rows"])
     again = budget_study.Study(small.path, SMALL, lm)
     monkeypatch.setattr(budget_study, "read_prompt", None)  # nothing is read again
-    again.run(("loss", "mass", "needle"), 1, 1)
+    again.run(PARTS, 1, 1)
     assert again.record["rows"] == rows
     monkeypatch.undo()
     lost = [r for r in rows if r["kind"] == "loss" and r["method"] == "h2o"]
@@ -233,17 +311,18 @@ def test_another_recipe_is_refused(small, lm):
 
 def test_answers_are_what_the_model_says(small, lm):
     """Greedily, cut where the score is full or at the tokens that the task reserves, and not before."""
-    for kind, task, length, tokens in (
-        ("needle", "niah_single_1", SMALL.needle_length, 20),
-        ("tasks", "vt", SMALL.task_length, ruler.RESERVE["vt"]),
+    for kind, task, length in (
+        ("needle", "niah_single_1", SMALL.needle_length),
+        ("tasks", "vt", SMALL.task_length),
     ):
-        row = next(r for r in small.record["rows"] if (r["kind"], r["method"]) == (kind, "full"))
-        sample = ruler.make(task, length, small.count, seed=0)
-        said = lm.generate(sample.prompt, tokens)
+        row = next(r for r in small.record["rows"] if (r["kind"], r.get("method")) == (kind, "full"))
+        sample = small.sample(task, length, 0)
+        said = lm.generate(sample.prompt, RESERVE)
         assert said.startswith(row["output"])
         assert row["wanted"] == list(sample.references)
         assert row["score"] == sample.score(row["output"]) == sample.score(said)
         assert row["output"] == said or row["score"] == 1
+    assert budget_study.Study.sample(small, "vt", 420, 0).reserve == ruler.RESERVE["vt"]
 
 
 def test_tables_and_pictures(small):
@@ -251,19 +330,26 @@ def test_tables_and_pictures(small):
     table = budget_record.perplexities(record)
     full = next(r for r in table if r["method"] == "full")
     assert full["worse"] == 0
-    assert {(r["method"], r["budget"]) for r in table} == {("full", None)} | {
-        (m, b) for m in METHODS if m != "full" for b in (48, 64)
-    }
+    assert {(r["method"], r["budget"]) for r in table} == {("full", None)} | {(m, 48) for m in figures.LOOKS}
     assert len([r for r in budget_record.needles(record) if r["late"]]) == len(METHODS)
     assert {r["samples"] for r in budget_record.needles(record)} == {1}
+    variants = {r["method"]: r for r in budget_record.variants(record)}
+    assert list(variants) == list(VARIANTS)
+    raw = next(r for r in table if (r["method"], r["budget"]) == ("adamas_raw", 48))
+    assert variants["raw_one"]["perplexity"] == pytest.approx(raw["perplexity"])
+    assert variants["raw_fit"]["perplexity"] != variants["raw_one"]["perplexity"]
+    assert variants["raw_fit_centred"]["perplexity"] is None
     found = budget_record.tasks(record)
     assert [(row["task"], row["samples"], set(row["scores"])) for row in found] == [
         ("niah_single_1", 1, set(METHODS)),
         ("vt", 1, set(METHODS)),
     ]
     assert np.array(budget_record.masses(record)[0]["mass"]).shape == (30, 9)
+    assert [len(layers) for layers in budget_record.sinks(record).values()] == [30]
+    assert [r["method"] for r in budget_record.masses(record, "codes")] == list(VARIANTS)
     for figure, panels in (
         (figures.perplexity_against_budget(record), 1),
+        (figures.excess_by_token(record, 48), 1),
         (figures.needles_against_budget(record), 1),
         (figures.mass_by_layer(record), 1),
         (figures.lost_by_head(record, 48), 4),
@@ -294,7 +380,9 @@ def test_only_what_all_have_run_on_is_compared(small):
     more = [{**r, "text": "code", "nats": 9.0} for r in rows if r["method"] != "h2o"]
     table = budget_record.perplexities({"rows": rows + more})
     assert all(set(r["by_text"]) == {"docs"} for r in table)
-    assert set(figures.LOOKS) == set(METHODS) - {"full"}
+    assert set(figures.LOOKS) == {*METHODS, BEST} - {"full"}
+    best = [r for r in small.record["rows"] if r["kind"] == "codes_loss"]
+    assert {r["method"] for r in budget_record.perplexities({"rows": rows + more + best})} == set(METHODS)
 
 
 def test_a_wrong_argument_is_named_before_any_work(tmp_path, capsys, monkeypatch):
@@ -322,13 +410,17 @@ def test_the_record_is_whole():
     found = budget_record.recorded()
     recipe = budget_study.Recipe()
     assert found["recipe"] == json.loads(json.dumps(asdict(recipe))), "run it again: the recipe has changed"
-    sizes = {("full", None)} | {(m, b) for m in METHODS if m != "full" for b in recipe.budgets}
+    sizes = {("full", None)} | {(m, b) for m in figures.LOOKS for b in recipe.budgets}
     table = budget_record.perplexities(found)
     assert {(r["method"], r["budget"]) for r in table} == sizes
     assert all({"docs", "code"} <= set(r["by_text"]) for r in table)
     assert {(r["method"], r["budget"]) for r in budget_record.masses(found)} == {
         (m, b) for m in METHODS if m != "full" for b in recipe.mass_budgets
     }
+    assert set(budget_record.sinks(found)) == {"docs", "code"}
+    variants = budget_record.variants(found)
+    assert [r["method"] for r in variants] == list(VARIANTS)
+    assert all(r["perplexity"] for r in variants if "centred" not in r["method"])
     late = [r for r in budget_record.needles(found) if r["late"]]
     assert {(r["method"], r["budget"]) for r in late} == {("full", None)} | {
         (m, b) for m in METHODS if m != "full" for b in recipe.needle_budgets
@@ -336,7 +428,6 @@ def test_the_record_is_whole():
     assert all(set(r["by_task"]) == set(recipe.needles) for r in late)
     asked = budget_record.tasks(found)
     assert [r["task"] for r in asked] == list(ruler.TASKS)
-    assert all(r["samples"] >= 2 for r in asked)
     compared = {*recipe.needles, *recipe.compared}
     assert all(set(r["scores"]) == (set(METHODS) if r["task"] in compared else {"full"}) for r in asked)
 

@@ -39,6 +39,12 @@ def test_record_says_what_the_chapter_says():
     # Moving four keys to the front is worth more than any comb.
     assert sinks["mean"] > window["mean"] + 0.2
     assert all(row["mean"] < sinks["mean"] - 0.2 for row in combs)
+    assert sinks["mean"] == pytest.approx(0.73, abs=0.006)
+    assert window["mean"] == pytest.approx(0.43, abs=0.006)
+    # Even the best keys hold less than 95 % in a third of the heads, and above 90 % in four of five.
+    best = torch.tensor(experiment.recorded()["mass"]["largest 68 (oracle)"])
+    assert (best < 0.95).double().mean().item() == pytest.approx(1 / 3, abs=0.03)
+    assert (best >= 0.9).double().mean().item() == pytest.approx(0.8, abs=0.04)
     # The same pattern keeps one head whole and starves another.
     assert sinks["kept"] > 0
     assert sinks["worst"] < 0.6
