@@ -178,6 +178,15 @@ def _in_torch(exercise: Exercise, fn: Callable[..., Any] | None, case: Case, fai
         return text
     if _PRODUCT.search(message):
         return "The inner sizes of a product differ: print both shapes; one side may have to be transposed."
+    if "truth value" in message or "Boolean value of Tensor" in message:
+        return (
+            "and, or, not, chained comparisons (0 <= x <= y), min() and max() ask a whole tensor for one truth "
+            "value. Use &, | and ~ with brackets around each comparison; torch.minimum, torch.maximum or clamp."
+        )
+    if "not implemented for 'Bool'" in message:
+        return "Truth values cannot be multiplied or summed up in a product of matrices: .float() first."
+    if re.search(r"'(?:int|float)' object has no attribute", message):
+        return "A tensor is expected on that line, and a plain number came: torch.tensor([x]) makes one."
     if "NameError" in message or "UnboundLocalError" in message:
         return "A name is used that has no value here: a slip in its spelling, or it is set further down."
     if line.startswith("raised while calling"):

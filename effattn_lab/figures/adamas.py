@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -42,19 +42,75 @@ def codes_picture(t: float = 0.67) -> Figure:
             share = float(x.square().topk(6).values.sum() / x.square().sum())
             for code in range(4):
                 at = (codes == code).nonzero()[:, 0]
-                axis.bar(
-                    at.numpy(), x[at].numpy(), color=style.PALETTE[_CODES[code]], hatch=_HATCHES[code],
-                    edgecolor="white", linewidth=0.3, label=f"code {code}: {len(at)}",
-                )  # fmt: skip
+                looks: Any = {"color": style.PALETTE[_CODES[code]], "hatch": _HATCHES[code]}
+                looks |= {"edgecolor": "white", "linewidth": 0.3}
+                axis.bar(at.numpy(), x[at].numpy(), **looks)
+                # For the legend: no bars would leave a patch without a look.
+                axis.bar([0], [0], label=f"code {code}: {len(at)}", **looks)
             for level in (-t, 0.0, t):
                 axis.axhline(
-                    level, color=style.COLORS["text"], linewidth=0.8, linestyle="--" if level else "-"
-                )
+                    level, color=style.COLORS["text"], linewidth=0.8, linestyle="--" if level else "-",
+                    label=f"±{t:g}" if level > 0 else None,
+                )  # fmt: skip
             axis.set_title(f"{name}: six channels hold {share:.0%} of its energy", loc="left")
-            axis.legend(ncols=4, fontsize=8.5, loc="upper right")
+            axis.legend(ncols=5, fontsize=8.5, loc="upper right")
             axis.set_ylim(-max(1.2, 1.15 * float(x.abs().max())), 1.5 * max(1.2, float(x.abs().max())))
         fig.supxlabel("coordinate", fontsize=11.5)
         fig.supylabel("value", fontsize=11.5)
+    plt.close(fig)
+    return fig
+
+
+def choices_picture(budget: int = 32, page: int = 8) -> Figure:
+    """One row of 128 keys and what four rules read of it: sinks and a window, pages, codes, the oracle.
+
+    Random keys, twelve of them related to the query and scattered over the text, the first four liked by every query.
+    """
+    import matplotlib.pyplot as plt
+
+    from effattn_lab.sparse.adamas import code_distances, encode, select_nearest
+    from effattn_lab.sparse.quest import page_bounds, page_scores, select_pages
+
+    n, dim = 128, 64
+    g = torch.Generator().manual_seed(5)
+    q = uneven(1, dim, 1.0, seed=4).float()
+    k = torch.randn(n, dim, generator=g)
+    relevant = torch.randperm(n - 8, generator=g)[:12] + 4
+    part = torch.cat([torch.full((4,), 0.6), 0.45 + 0.3 * torch.rand(12, generator=g)])[:, None]
+    at = torch.cat([torch.arange(4), relevant])
+    k[at] = part * q + (1 - part.square()).sqrt() * k[at]
+    k = k / k.square().mean(-1, keepdim=True).sqrt()
+    a = torch.softmax((k @ q[0]) * dim**-0.5, dim=0)
+    q4, k4 = q.view(1, 1, 1, dim), k.view(1, 1, n, dim)
+    codes = (encode(x, thresholds=(-0.67, 0.0, 0.67)) for x in (q4, k4))
+    pages = select_pages(page_scores(q4, *page_bounds(k4, page)), budget // page)[0, 0]
+    chosen = {
+        "StreamingLLM": torch.cat([torch.arange(4), torch.arange(n - budget + 4, n)]),
+        f"Quest, pages of {page}": (pages[:, None] * page + torch.arange(page)).flatten(),
+        "Adamas": select_nearest(code_distances(*codes), budget)[0, 0],
+        "oracle": a.topk(budget).indices,
+    }
+    with plt.rc_context(style.rc()):
+        fig, axes = plt.subplots(
+            len(chosen), 1, figsize=(8.6, 4.6), sharex=True, sharey=True, layout="constrained"
+        )
+        for axis, (name, index) in zip(axes, chosen.items()):
+            read = torch.zeros(n, dtype=torch.bool)
+            read[index] = True
+            for keep, color, label in ((~read, "grey", "passed over"), (read, "blue", "read")):
+                where = keep.nonzero()[:, 0]
+                axis.bar(where.numpy(), a[where].numpy(), 0.9, color=style.PALETTE[color], label=label)
+            axis.plot(
+                index.numpy(), torch.full((len(index),), -0.012).numpy(), "s", markersize=2.6,
+                color=style.PALETTE["blue"], clip_on=False,
+            )  # fmt: skip
+            axis.set_title(
+                f"{name}: {len(index)} tokens hold {float(a[index].sum()):.1%} of the weight", loc="left"
+            )
+            axis.set_ylim(-0.02, 1.1 * float(a.max()))
+        axes[0].legend(ncols=2, fontsize=8.5, loc="upper center")
+        fig.supxlabel("token", fontsize=11.5)
+        fig.supylabel("softmax weight", fontsize=11.5)
     plt.close(fig)
     return fig
 

@@ -29,7 +29,13 @@ def _grid(ax: Axes, level: torch.Tensor, colors: Sequence[str], step: int) -> No
     from matplotlib.colors import ListedColormap
 
     n, m = level.shape
-    ax.imshow(level.numpy(), cmap=ListedColormap(list(colors)), vmin=0, vmax=len(colors) - 1, interpolation="nearest")
+    ax.imshow(
+        level.numpy(),
+        cmap=ListedColormap(list(colors)),
+        vmin=0,
+        vmax=len(colors) - 1,
+        interpolation="nearest",
+    )
     for at in range(0, n + 1, step):
         ax.axhline(at - 0.5, color=style.PALETTE["grey"], linewidth=0.8)
     for at in range(0, m + 1, step):

@@ -44,7 +44,8 @@ def maps(true: torch.Tensor, guess: torch.Tensor, keep: torch.Tensor) -> Figure:
             image = ax.imshow(shown, cmap="viridis", vmin=-3, vmax=0, interpolation="nearest")
             ax.set_title(title, fontsize=10.5)
         fig.colorbar(
-            image, ax=axes[:2].tolist(), location="bottom", shrink=0.6, aspect=30, label="share of the row",
+            image, ax=axes.tolist(), location="bottom", shrink=0.6, aspect=30,
+            label="share of the row's weight, left and middle",
             ticks=[-3, -2, -1, 0],
         ).ax.set_xticklabels(["0.1 %", "1 %", "10 %", "100 %"])  # fmt: skip
         level = torch.where(keep, 2, torch.where(past, 1, 0))

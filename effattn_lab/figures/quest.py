@@ -99,6 +99,6 @@ def mass_picture(
             axis.set_ylim(0, 1.03)
         axes[0, 0].set_ylabel("softmax weight held")
         axes[0, -1].legend(loc="lower right", fontsize=8.5)
-        fig.supxlabel(f"tokens read, of {length}", fontsize=11.5)
+        fig.supxlabel(f"budget, of {length}", fontsize=11.5)
     plt.close(fig)
     return fig

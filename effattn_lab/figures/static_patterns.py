@@ -105,18 +105,21 @@ def reached(keeps: Mapping[str, torch.Tensor], reached_by: Mapping[str, Sequence
 
     with plt.rc_context(style.rc()):
         fig, ax = plt.subplots(figsize=(style.WIDTH, 3.4), layout="constrained")
-        for (name, steps), color, mark in zip(reached_by.items(), style.CYCLE, "os^DvP"):
+        for place, (name, steps) in enumerate(reached_by.items()):
             n = keeps[name].shape[0]
             share = [100 * float(x[-1].sum()) / n for x in steps]
-            ax.plot(range(1, len(share) + 1), share, mark + "-", color=color, label=name)
-        ax.set(xlabel="layers", ylabel="% of the text that the last token knows", ylim=(0, 104))
+            # Curves may lie on each other: the later ones are thinner, so that both are seen.
+            size = {"linewidth": 4.5 - 0.7 * place, "markersize": 9.0 - place}
+            mark, color = "os^DvP"[place], style.CYCLE[place]
+            ax.plot(range(1, len(share) + 1), share, mark + "-", color=color, label=name, **size)
+        ax.set(xlabel="layers", ylabel="% of the text\nthat the last token knows", ylim=(0, 104))
         ax.legend()
     plt.close(fig)
     return fig
 
 
-def masses(mass: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
-    """Captured mass of every head, one strip a pattern, with the mean."""
+def masses(mass: Mapping[str, Sequence[Sequence[float]]], layers: Sequence[int] | None = None) -> Figure:
+    """Captured mass of every head, one strip a pattern, with the mean; ``layers`` names a few to tell apart."""
     import matplotlib.pyplot as plt
 
     names = list(mass)
@@ -124,19 +127,19 @@ def masses(mass: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
     with plt.rc_context(style.rc()):
         fig, ax = plt.subplots(figsize=(style.WIDTH, 0.52 * len(names) + 1.0), layout="constrained")
         for y, name in enumerate(names):
-            heads = 100 * np.asarray(mass[name]).ravel()
-            ax.plot(
-                heads,
-                y + draw.uniform(-0.22, 0.22, heads.size),
-                ".",
-                color=style.PALETTE["sky"],
-                markersize=4,
-            )
-            ax.plot(
-                [heads.mean()] * 2, [y - 0.34, y + 0.34], color=style.PALETTE["vermillion"], linewidth=2.6
-            )
+            heads = 100 * np.asarray(mass[name])
+            at = y + draw.uniform(-0.22, 0.22, heads.shape)
+            if layers is None:
+                ax.plot(heads.ravel(), at.ravel(), ".", color=style.PALETTE["sky"], markersize=4)
+            else:
+                for row, spread, layer, color, mark in zip(heads, at, layers, style.CYCLE, "os^D"):
+                    label = f"layer {layer}" if y == 0 else None
+                    ax.plot(row, spread, mark, color=color, markersize=4, alpha=0.8, label=label)
+            ax.plot([heads.mean()] * 2, [y - 0.34, y + 0.34], color=style.COLORS["text"], linewidth=2.6)
         ax.set_yticks(range(len(names)), names)
         ax.invert_yaxis()
+        if layers is not None:
+            ax.legend(loc="lower right")
         ax.set(xlabel="captured mass, % of the full softmax", xlim=(0, 101))
     plt.close(fig)
     return fig

@@ -84,13 +84,11 @@ def sinks(record: Mapping[str, Any]) -> Figure:
                 if r["positions"] == where and r["budget"] is not None
             }
             found[0] = none
-            ax.plot(
-                range(len(counts)),
-                [found[s] for s in counts],
-                _MARKS[where],
-                color=color,
-                label=_NAMES[where],
-            )
+            # Two of the curves lie on each other: the first is drawn wide, with hollow marks.
+            wide = {"linewidth": 5, "markersize": 11, "markerfacecolor": "white", "alpha": 0.7}
+            look = wide if where == "cache" else {}
+            ys = [found[s] for s in counts]
+            ax.plot(range(len(counts)), ys, _MARKS[where], color=color, label=_NAMES[where], **look)
         ax.axhline(full, color=style.COLORS["text"], linestyle=":", label="full attention")
         ax.set(yscale="log", xlabel="sinks", ylabel="perplexity")
         ax.set_xticks(range(len(counts)), [str(s) for s in counts])
@@ -136,7 +134,12 @@ def layers(found: Sequence[Mapping[str, float]]) -> Figure:
     x = np.arange(len(found))
     with plt.rc_context(style.rc()):
         fig, (top, low) = plt.subplots(2, 1, figsize=(style.WIDTH, 4.8), sharex=True, layout="constrained")
-        top.bar(x, [100 * r["mass"] for r in found], color=style.PALETTE["sky"], label="tokens 0 to 3")
+        top.bar(
+            x,
+            [100 * r["mass"] for r in found],
+            color=style.PALETTE["sky"],
+            label="tokens 0 to 3 (1 to 3 add under 1 %)",
+        )
         top.bar(
             x, [100 * r["token_0"] for r in found], color=style.PALETTE["blue"], hatch="//",
             edgecolor="white", linewidth=0, label="token 0",

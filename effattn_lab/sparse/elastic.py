@@ -12,6 +12,7 @@ Source: Tang et al. 2026 (Elastic Attention), section 3, and its released code w
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -73,7 +74,8 @@ def straight_through(
     """
     if not temperature > 0:
         raise ValueError(f"temperature: expected a number above 0, got {temperature!r}")
-    soft = torch.softmax((logits + gumbel(logits.shape, generator, like=logits)) / temperature, dim=-1)
+    noisy = logits + gumbel(logits.shape, generator, like=logits)
+    soft = torch.softmax(noisy / temperature, dim=-1)
     hard = F.one_hot(soft.argmax(dim=-1), logits.shape[-1]).to(soft.dtype)
     return hard + (soft - soft.detach())
 
@@ -111,9 +113,8 @@ class AttentionRouter(nn.Module):
         """
         logits = self.router(self.task(boundary_mean(k, self.boundary)))
         if self.training:
-            return Route(
-                straight_through(logits, temperature=temperature, generator=generator)[..., FULL], logits
-            )
+            r = straight_through(logits, temperature=temperature, generator=generator)
+            return Route(r[..., FULL], logits)
         return Route(logits.argmax(dim=-1).to(logits.dtype), logits)
 
 
@@ -150,11 +151,10 @@ def elastic_attention(
         raise ValueError(
             f"full: expected one number a KV head, shape {tuple(k.shape[:2])}, got {tuple(full.shape)}"
         )
-    dense = full_mode or (lambda q, k, v: attention(q, k, v, causal=True, scale=scale))
-    few = sparse_mode or (
-        lambda q, k, v: streaming_attention(q, k, v, sinks=sinks, window=window, scale=scale)
-    )
-    r = full.to(q.dtype).repeat_interleave(q.shape[1] // k.shape[1], dim=1)[..., None, None]
+    dense = full_mode or partial(attention, causal=True, scale=scale)
+    few = sparse_mode or partial(streaming_attention, sinks=sinks, window=window, scale=scale)
+    groups = q.shape[1] // k.shape[1]
+    r = full.to(q.dtype).repeat_interleave(groups, dim=1)[..., None, None]
     return r * dense(q, k, v) + (1 - r) * few(q, k, v)
 
 

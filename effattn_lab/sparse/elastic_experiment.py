@@ -18,7 +18,7 @@ import json
 import math
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -83,9 +83,14 @@ def make_elastic(model: TinyDecoder, recipe: Recipe, seed: int) -> list[ElasticA
 
 
 def train_routers(
-    model: TinyDecoder, recipe: Recipe, seed: int, variant: str, stop: int | None = None
+    model: TinyDecoder,
+    recipe: Recipe,
+    seed: int,
+    variant: str,
+    stop: int | None = None,
+    watch: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Train a router a layer by the Lagrangian; the model stays as it is.
+    """Train a router a layer by the Lagrangian; the model stays as it is. ``watch`` gets every entry of the trace.
 
     Returns:
         early_loss (language-model loss), and every tenth step ``sparsity`` (recall, local), ``linear`` and
@@ -129,6 +134,8 @@ def train_routers(
                 {"step": step + 1, "sparsity": _short(means), "linear": _short(prices.linear.tolist()),
                  "square": _short(prices.square.tolist())}
             )  # fmt: skip
+            if watch is not None:
+                watch(trace[-1])
     return {"early_loss": round(early, 4), "trace": trace}
 
 

@@ -12,6 +12,7 @@ from effattn_lab import notebooks
 from effattn_lab.exercises import check, get
 from effattn_lab.exercises.causes import two_types
 from effattn_lab.exercises.core import Case
+from effattn_lab.linear.rotary import rotate
 
 HEAD = (
     "import effattn_kernels\nimport torch, triton\nimport triton.language as tl\n"
@@ -193,3 +194,15 @@ def test_what_is_to_be_written_comes_with_a_nudge():
 
     report = flat(check("linear/selective_ssm/short_conv", fn).report)
     assert "It has to be written from simpler operations. Put the tail in front of x." in report
+
+
+def test_one_truth_value_of_a_tensor():
+    """Python's `and`, chained comparisons, products of truth values; a number in place of a tensor."""
+    for wrong in (lambda i, j, l: (i >= j) and (i - j <= l), lambda i, j, l: i - l <= j <= i):
+        assert "chained comparisons" in flat(check("sparse/static_patterns/strided", wrong).report)
+    report = flat(check("sparse/static_patterns/reach", lambda keep, layers: keep @ keep).report)
+    assert "Likely cause: Truth values cannot be multiplied" in report
+    report = flat(
+        check("sparse/streaming/place", lambda k, q, at, base: (rotate(k, -3, base=base), q)).report
+    )
+    assert "Likely cause: A tensor is expected on that line, and a plain number came" in report

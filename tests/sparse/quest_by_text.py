@@ -12,6 +12,10 @@ BY_TEXT = {
             # Judged alone, the kernel must not be the right one.
             ('tl.where(real, k, float("-inf"))', "k"),
         ),
+        "loaded twice": (
+            ('tl.where(real, k, float("-inf"))',
+             'tl.load(k_ptr + token * D + channels, mask=real, other=float("-inf")).to(tl.float32)'),
+        ),
         "plain global": (
             ("@triton.jit\ndef bounds_kernel", 'INFINITY = float("inf")\n\n\n@triton.jit\ndef bounds_kernel'),
             ('tl.where(real, k, float("-inf"))', "tl.where(real, k, -INFINITY)"),

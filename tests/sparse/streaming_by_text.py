@@ -15,6 +15,10 @@ BY_TEXT = {
             # Judged alone, the kernel must not be the right one.
             ("(pos - j < window))\n        s = tl.where", "(pos - j <= window))\n        s = tl.where"),
         ),
+        "the future read": (
+            ("    end = tl.minimum((begin + BLOCK - 1) // BLOCK + 1, tl.cdiv(seqlen_k, BLOCK))\n",
+             "    end = tl.cdiv(seqlen_k, BLOCK)\n"),
+        ),
         "plain global": (
             ("@triton.jit\n", "FACTOR = 1\n\n\n@triton.jit\n"),
             ("    first = tl.maximum(begin - window + 1, 0)", "    first = tl.maximum(begin - window + FACTOR, 0)"),

@@ -142,6 +142,8 @@ def test_pictures_draw():
     from effattn_lab.figures import adamas as figures
 
     figures.codes_picture()
+    held = [axis.get_title(loc="left").split()[-4] for axis in figures.choices_picture().axes]
+    assert sorted(held, key=lambda share: float(share[:-1])) == held, "the choices get better downwards"
     figures.distance_picture(200)
     figures.energy_picture({"layer 0": (torch.rand(64), torch.rand(64))})
     row = {

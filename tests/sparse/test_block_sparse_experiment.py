@@ -113,6 +113,11 @@ def test_record_says_what_the_book_says():
     nats = {name: row["nats"] for name, row in record["loss"].items()}
     density = {name: row["density"] for name, row in record["loss"].items()}
     assert nats["full"] == min(nats.values())
+    # At tau 0.7 a third of the heads read hardly more than the given blocks, and hold less than four would.
+    few = torch.tensor(record["taken"]["tau 0.7"]["blocks"]) < 2.5
+    less, more = (torch.tensor(record["taken"][name]["mass"])[few].mean() for name in ("tau 0.7", "count 4"))
+    assert 60 < few.sum() < 110
+    assert more - less > 0.05
     # A fixed count wins at 15 % of the pairs, the threshold beyond 40 %.
     assert density["best by antidiagonals, 4 blocks"] < density["XAttention, tau = 0.7"]
     assert nats["best by antidiagonals, 4 blocks"] < nats["XAttention, tau = 0.7"] - 0.1

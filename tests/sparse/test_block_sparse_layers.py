@@ -10,6 +10,7 @@ import torch
 from effattn_lab.figures.block_sparse import hit_rate
 from effattn_lab.foundations.attention import attention
 from effattn_lab.models import smollm2
+from effattn_lab.sparse import block_sparse_experiment as experiment
 from effattn_lab.sparse import block_sparse_layers as study
 from effattn_lab.sparse.block_sparse_cost import expected_hit_rate
 from effattn_lab.tasks.text import passages_once, topics
@@ -139,6 +140,14 @@ def test_record_says_what_the_chapter_says():
         assert layer["effective"] < 1.2, "one key holds the block's weight"
         assert at["oracle, by block"] - at["antidiagonal, S = 8"] > 0.1
         assert at["bound (Quest's)"] > at["mean key (MoBA's gate)"] + 0.03
+    six = study.BUDGETS.index(6)
+    for layer in record["layers"][3:9]:  # more mass than chance, and an output further from the truth
+        error = {name: layer["rules"][name][six][1] for name in study.RULES}
+        assert error["mean key (MoBA's gate)"] > error["random"] > error["bound (Quest's)"]
+    words = record["layers"][4]["columns"]
+    assert {record["words"][str(j)].strip().lower() for j, *_ in words} == {"the"}
+    assert sum(share for _, share, _ in words[:2]) > 0.25
+    assert all(value < 0.2 for *_, value in words), "values of sinks"
     table = {(row["rule"], row["budget"]): row["mass"] for row in study.summary(record)}
     for budget in study.BUDGETS[1:]:
         assert (
@@ -150,6 +159,14 @@ def test_record_says_what_the_chapter_says():
     assert at_90["greatest"] > 5 * at_90["least"]
     for layer, held in ((layer, [t[1] for t in layer["taus"]["0.9"]]) for _, layer in fine):
         assert sum(held) / 9 > 0.8, layer["columns"]
+
+
+def test_losses_of_the_chapter():
+    losses = experiment.recorded()["loss"]
+    above = {name: row["nats"] - losses["full"]["nats"] for name, row in losses.items()}
+    assert above["MoBA, 8 blocks"] == pytest.approx(0.62, abs=0.005)
+    assert above["MoBA with block 0, 8 blocks"] == pytest.approx(0.04, abs=0.005)
+    assert 0.1 < above["first and nearest, 8 blocks"] < 0.11
 
 
 def test_bad_input_is_named():

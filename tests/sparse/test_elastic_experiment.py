@@ -107,7 +107,9 @@ def test_training_moves_routers_and_nothing_else():
     recipe = study.Recipe()
     model, _ = study.train_backbone(recipe, 0, stop=1)
     before = {n: p.clone() for n, p in model.named_parameters()}
-    result = study.train_routers(model, recipe, 0, "signed", stop=10)
+    seen = []
+    result = study.train_routers(model, recipe, 0, "signed", stop=10, watch=seen.append)
+    assert seen == result["trace"]
     after = dict(model.named_parameters())
     for name, p in before.items():
         at = name.replace("mixer.", "mixer.attention.") if ".mixer." in name else name

@@ -70,7 +70,10 @@ def test_the_chapter_says_what_the_lab_printed_of_the_real_model():
         for name in ("prose", "copy")
     }
     kept = [re.search(rf"the {n:2} that the copy needs most: .*copy {number}", printed)[1] for n in (3, 9)]
+    kept.append(re.search(rf"the  9 that it needs least: .*copy {number}", printed)[1])
+    first = re.search(rf"read for the first time: {number}", printed)[1]
     chapter = (root / "chapters/sparse/elastic.md").read_text(encoding="utf-8")
     section = chapter.split("(elastic-lab)=")[1].split("\n## When")[0]
     found = re.findall(r"(?:from a perplexity of|from|to|at) (\d+\.\d+)", section)
     assert found == [*both["prose"], *both["copy"], *kept]
+    assert f"those tokens have {first}." in section

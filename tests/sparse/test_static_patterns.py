@@ -151,8 +151,10 @@ def test_a_list_reads_only_what_it_names():
 
 
 def test_masks_of_tiles_are_kept_once():
+    for sinks, window in ((4, 128), (4, 250), (130, 130), (7, 65), (63, 191), (64, 256)):
+        few = block_list(sp.sinks_and_window(sinks, window), 1024, 1024).tiles
+        assert len(few) <= 6, "sinks, the diagonal, two at the window's edge, and these two with sinks"
     blocks = block_list(sp.sinks_and_window(4, 128), 4096, 4096)
-    assert len(blocks.tiles) <= 5, "sinks, the diagonal, and the two edges of the window"
     whole = blocks.tile[0, 0, 40][: blocks.count[0, 0, 40]] == 0
     assert whole.sum() >= 1
     assert blocks.density() == pytest.approx(blocks.count.sum().item() / 64**2)

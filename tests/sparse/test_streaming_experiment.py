@@ -57,6 +57,22 @@ def test_runs_belong_to_this_code(lm):
                 assert got.mean().item() == pytest.approx(want, abs=0.3), row
 
 
+@pytest.mark.parametrize(("sinks", "where"), [(0, "text"), (4, "cache"), (1, "far")])
+def test_the_first_runs_after_eviction_again(lm, sinks, where):
+    """Where the settings part: without sinks the loss leaps by a nat, far sinks cost more. The text may vary."""
+    record = study.recorded()
+    width, budget = record["run"], record["budget"]
+    (row,) = (
+        r for r in record["rows"] if (r["budget"], r["sinks"], r["positions"]) == (budget, sinks, where)
+    )
+    ids = lm.ids(topics(8000), budget + 2 * width + 1)
+    again = study.losses(lm.model, ids, study.Setting(budget, sinks, where))
+    assert len(again) == budget + 2 * width
+    got = again[budget:].mean().item()
+    first = budget // width
+    assert got == pytest.approx(sum(row["runs"][first : first + 2]) / 2, abs=0.2)
+
+
 def test_layers_hold_sinks(lm, ids):
     found = study.sink_layers(lm.model, ids)
     assert len(found) == 30
@@ -91,7 +107,7 @@ def test_record_says_what_the_chapter_says():
     # Nearly all of the sinks' mass is token 0, and its value is short.
     layers = record["layers"]
     rest = sum(r["mass"] - r["token_0"] for r in layers) / len(layers)
-    assert 0.15 < rest / (sum(3 / (t + 1) for t in range(256, 512)) / 256) < 0.25, "a fifth of an even spread"
+    assert 0.15 < rest / (sum(3 / (t + 1) for t in range(256, 512)) / 256) < 0.19, "a sixth of an even spread"
     deep = layers[12:]
     assert 0.28 < min(r["mass"] for r in deep) < max(r["mass"] for r in deep) < 0.615
     assert sum(r["token_0"] for r in deep) / len(deep) == pytest.approx(0.45, abs=0.005)

@@ -149,6 +149,8 @@ def _buckets_inputs(rng: np.random.Generator) -> list[Case]:
 def _buckets_mutant(fault: str, x: torch.Tensor, t: float) -> torch.Tensor:
     if fault == "on a threshold counts as above":
         c = (x >= -t).long() + (x >= 0).long() + (x >= t).long()
+    elif fault == "0 counts as above":
+        c = (x > -t).long() + (x >= 0).long() + (x > t).long()
     elif fault == "signs alone":
         c = (x > 0).long()
     elif fault == "signs at the outer codes":
@@ -156,7 +158,7 @@ def _buckets_mutant(fault: str, x: torch.Tensor, t: float) -> torch.Tensor:
     elif fault == "by size":
         c = (x.abs() > t).long() + 2 * (x > 0).long()
     elif fault == "rounded":
-        c = (x / t + 1.5).round().clamp(0, 3).long()
+        c = (x / t).round().clamp(-2, 1).long() + 2
     elif fault == "scaled to the largest":
         c = ((x / x.abs().max() + 1) * 2).clamp(0, 3.99).long()
     elif fault == "thresholds of equal width":
@@ -190,6 +192,7 @@ BUCKETS = Exercise(
         _buckets_mutant,
         {
             "on a threshold counts as above": "A number on a threshold is put above it: > and not >=.",
+            "0 counts as above": "A number of exactly 0 is put above the middle threshold: > there, too.",
             "signs alone": "Only the sign is coded: one bit. Two more thresholds, -t and t.",
             "signs at the outer codes": "Signs become 0 and 3; what lies inside (-t, t) is 1 or 2.",
             "by size": "The low bit says |x| > t: then -5 and -1 are in the wrong order. Codes must rise with x.",

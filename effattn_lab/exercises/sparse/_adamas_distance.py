@@ -67,6 +67,10 @@ def _distance_mutant(fault: str, a: torch.Tensor, b: torch.Tensor) -> torch.Tens
         words = low + high
     if fault == "high bits count once":
         words = low + high - 2 * both
+    if fault == "weights exchanged":
+        words = 2 * low + high - 2 * both
+    if fault == "shifted after the sum":
+        words = 2 * (low + high)
     if fault == "mended by half":
         words = low + 2 * high - both
     if fault == "mended for {0, 3} too":
@@ -88,8 +92,8 @@ def _distance_mutant(fault: str, a: torch.Tensor, b: torch.Tensor) -> torch.Tens
 DISTANCE = Exercise(
     id="sparse/adamas/distance",
     title="L1 distance from bits",
-    signature="distance(a int32 [..., W], b int32 [..., W]) -> D int32 [...]",
-    outputs=(Output("D", "int32"),),
+    signature="distance(a int32 [..., W], b int32 [..., W]) -> d int32 [...]",
+    outputs=(Output("d", "int32"),),
     make_inputs=_distance_inputs,
     reference=_distance_reference,
     solution=distance,
@@ -109,11 +113,12 @@ DISTANCE = Exercise(
             "they meet.",
             "bits that differ": "The bits that differ are counted, each once: Hamming distance. High bits weigh 2.",
             "high bits count once": "High bits weigh 1; they weigh 2.",
+            "weights exchanged": "Low bits weigh 2 and high bits 1. It is the other way round.",
+            "shifted after the sum": "All bits count two: + binds tighter than <<, so the sum is shifted.",
             "mended by half": "{1, 2} counts 2: subtract 2 for it, not 1.",
             "mended for {0, 3} too": "{0, 3} counts 1 now, since it differs in both bits as well. Only {1, 2} is to "
-            "be "
-            "mended: g tells them apart.",
-            "mended for the outer pair": "The pair {0, 3} is mended instead of {1, 2}: g marks codes 1 and 2.",
+            "be mended: a ^ (a >> 1) tells them apart.",
+            "mended for the outer pair": "{0, 3} is mended instead of {1, 2}: a ^ (a >> 1) marks codes 1 and 2.",
             "coordinates that differ": "Coordinates that differ are counted, not by how much.",
             "first word alone": "Only the first word is counted: sum over the last axis.",
             "similarity": "This is 3 a coordinate minus the distance.",

@@ -24,15 +24,16 @@ def nearest(d: torch.Tensor, budget: int) -> torch.Tensor:
 def _nearest_reference(d: torch.Tensor, budget: int) -> tuple[torch.Tensor, ...]:
     d = d.clone()
     d[..., -1] = -1
-    age = torch.arange(d.shape[-1])
-    nearer = d[..., None, :] < d[..., :, None]
-    newer = (d[..., None, :] == d[..., :, None]) & (age > age[:, None])
-    return ((nearer | newer).sum(dim=-1) < budget,)
+    # Stable, from the newest to the oldest: of equals the newer stays in front.
+    rank = d.flip(-1).sort(dim=-1, stable=True).indices.argsort(dim=-1)
+    return (rank.flip(-1) < budget,)
 
 
 def _nearest_inputs(rng: np.random.Generator) -> list[Case]:
-    def case(name: str, n: int, budget: int, kinds: int = 100, last: int | None = None) -> Case:
-        d = torch.from_numpy(rng.integers(0, kinds, (2, 3, n))).to(torch.int32)
+    def case(
+        name: str, n: int, budget: int, kinds: int = 100, last: int | None = None, heads: int = 3
+    ) -> Case:
+        d = torch.from_numpy(rng.integers(0, kinds, (2, heads, n))).to(torch.int32)
         if last is not None:
             d[..., -1] = last
         return Case(name, {"d": d, "budget": budget})
@@ -46,6 +47,7 @@ def _nearest_inputs(rng: np.random.Generator) -> list[Case]:
         case("one token of budget", 12, 1, last=192),
         case("more than there are", 5, 8),
         case("the first token", 1, 4),
+        case("a long context", 5000, 700, 385, heads=1),
     ]
 
 
@@ -60,6 +62,8 @@ def _nearest_mutant(fault: str, d: torch.Tensor, budget: int) -> torch.Tensor:
     order = wide * n + (place if fault == "oldest of equals" else n - 1 - place)
     if fault == "recency before distance":
         order = (n - 1 - place) * 1000 + wide
+    if fault == "age outweighs distance":
+        order = wide * 1000 + (n - 1 - place)
     count = min(budget, n)
     if fault == "current token twice":
         best = order.topk(max(0, count - 1), dim=-1, largest=False).indices
@@ -95,6 +99,7 @@ NEAREST = Exercise(
         "one token of budget": "A budget of one is the current token alone.",
         "more than there are": "topk does not take more than there are: min(budget, N).",
         "the first token": "One token: the current one.",
+        "a long context": "Thousands of tokens: age must never outweigh a distance.",
     },
     tolerance=Tolerance(0.0, 0.0, "true or false."),
     mutants=mutants(
@@ -108,6 +113,8 @@ NEAREST = Exercise(
             "budget.",
             "farthest": "The farthest are taken: a small distance is a likely match.",
             "recency before distance": "Age decides and distance breaks ties: it is the other way round.",
+            "age outweighs distance": "In a long text age outweighs distance: multiply the distance by N, not by a "
+            "constant.",
             "all heads alike": "All heads read the same tokens; each has distances of its own.",
         },
     ),
@@ -197,10 +204,14 @@ def _step_mutant(
         tq, tk = (x * q.shape[-1] ** 0.5 for x in (tq, tk))
     if fault == "only the keys transformed":
         tq = q
+    if fault == "only the query transformed":
+        tk = k
     if fault == "query scaled before coding":
         tq = tq * q.shape[-1] ** -0.5
     cq, ck = ((x > -t).int() + (x > 0).int() + (x > t).int() for x in (tq, tk))
-    if fault == "no codes":
+    if fault == "differences of uint8":
+        d = (cq.to(torch.uint8) - ck.to(torch.uint8)).abs().sum(dim=-1)
+    elif fault == "no codes":
         d = ((tq - tk).abs().sum(dim=-1) * 4096).long()
     elif fault == "squared distance":
         d = (cq - ck).square().sum(dim=-1)
@@ -212,6 +223,8 @@ def _step_mutant(
     if fault == "farthest":
         d = 48 - d
     order = d * n + (n - 1 - torch.arange(n))
+    if fault == "oldest of equals":
+        order = d * n + torch.arange(n)
     if fault != "current token not forced":
         order[..., -1] = -1
     count = budget + (fault == "budget counted without the current token")
@@ -224,6 +237,10 @@ def _step_mutant(
         s = ((cq - 1.5) @ (ck - 1.5).transpose(-1, -2))[:, :, 0] * q.shape[3] ** -0.5
     if fault == "everything attended":
         a = torch.softmax(s, dim=-1)
+    elif fault == "softmax before the choice":
+        a = torch.softmax(s, dim=-1) * taken
+    elif fault == "masked with 0":
+        a = torch.softmax(s.masked_fill(~taken, 0.0), dim=-1)
     else:
         a = torch.softmax(s.masked_fill(~taken, float("-inf")), dim=-1)
     out = a[:, :, None] @ (v @ H if fault == "values transformed" else v)
@@ -261,6 +278,12 @@ STEP = Exercise(
             "no transform": "The codes are those of q and k themselves: multiply by H first.",
             "unnormalised Hadamard": "The transform is sqrt(D) times too large for these thresholds.",
             "only the keys transformed": "The keys are transformed and the query is not: they live in two bases.",
+            "only the query transformed": "The query is transformed and the keys are not: they live in two bases.",
+            "differences of uint8": "Codes of uint8 are subtracted, and 0 - 1 is 255 there: .int() first.",
+            "oldest of equals": "Of equal distances the oldest are taken; take the most recent, as in step 5.",
+            "softmax before the choice": "The softmax runs over all tokens and the choice comes after it: "
+            "the weights do not add up to 1.",
+            "masked with 0": "A score of 0 still has a weight: mask with -inf.",
             "query scaled before coding": "The query is scaled by 1 / sqrt(D) before it is coded: both go through "
             "the "
             "same thresholds as they are.",

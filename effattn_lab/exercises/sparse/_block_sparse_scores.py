@@ -17,6 +17,7 @@ from effattn_lab.exercises.probes import watch
 FROM_SCRATCH = (
     "effattn_lab.sparse.block_sparse",
     "effattn_lab.sparse.block_sparse_experiment",
+    "effattn_lab.sparse.block_sparse_layers",
     "effattn_lab.sparse.nsa",
     "effattn_lab.sparse.block_list",
     "effattn_kernels.block_sparse",

@@ -111,8 +111,9 @@ MIX = Exercise(
     hints=(
         "Bring full to the query heads, [B, Hq, 1, 1], then blend. For the gradient, differentiate the blend.",
         "d out / d r = o_full - o_sparse. Sum do times that over tokens and channels, then over each group.",
-        "r = full.repeat_interleave(G, 1)[..., None, None]\nout = r * o_full + (1 - r) * o_sparse\n"
-        "gain = (do * (o_full - o_sparse)).sum((2, 3))\nreturn out, gain.unflatten(1, (full.shape[1], G)).sum(2)",
+        "r = full.repeat_interleave(groups, 1)[..., None, None]\nout = r * o_full + (1 - r) * o_sparse\n"
+        "gain = (do * (o_full - o_sparse)).sum((2, 3))\n"
+        "return out, gain.unflatten(1, (full.shape[1], groups)).sum(2)",
     ),
 )
 
@@ -156,21 +157,22 @@ def _prices_reference(
 
 
 def _prices_inputs(rng: np.random.Generator) -> list[Case]:
-    def case(name: str, omega: list[float], task: list[int], target: list[float]) -> Case:
+    def case(name: str, omega: list[float], task: list[int], target: list[float], rate: float = 0.5) -> Case:
         k = len(target)
         jitter = 0.02 * torch.from_numpy(rng.uniform(-1, 1, len(omega))).float()
         return Case(
             name,
             {
                 "lam": normal(rng, k), "mu": normal(rng, k).abs(), "omega": torch.tensor(omega) + jitter,
-                "task": torch.tensor(task), "target": torch.tensor(target), "rate": 0.5,
+                "task": torch.tensor(task), "target": torch.tensor(target), "rate": rate,
             },
         )  # fmt: skip
 
     return [
         case("too sparse", [0.9, 0.8], [0, 0], [0.5]),
-        case("not sparse enough", [0.2, 0.3, 0.4], [0, 0, 0], [0.8]),
-        case("a target for each task", [0.9, 0.3, 0.2], [0, 1, 1], [0.4, 0.9]),
+        case("not sparse enough", [0.2, 0.3, 0.4], [0, 0, 0], [0.8], rate=0.3),
+        case("a target for each task", [0.9, 0.3, 0.2], [0, 1, 1], [0.4, 0.9], rate=0.3),
+        case("tasks in any order", [0.9, 0.2, 0.6, 0.7], [1, 0, 1, 0], [0.4, 0.8], rate=0.05),
         case(
             "tasks count alike, whatever their prompts",
             [0.9, 0.7, 0.8, 0.6, 0.1],
@@ -209,6 +211,10 @@ def _prices_mutant(
         share = 1 / (count * present)
     linear = d.abs() if fault == "absolute value" else d
     up = [share * zero.index_add(0, task, x) for x in (linear, d if fault == "not squared" else d * d)]
+    if fault == "mu by |d|":
+        up[1] = share * zero.index_add(0, task, d.abs())
+    if fault == "rate ignored":
+        rate = 0.5
     if fault == "squared mean":
         up[1] = up[0] ** 2 * present
     if fault == "multiplied by itself":
@@ -227,9 +233,10 @@ PRICES = Exercise(
     solution=prices,
     from_scratch=FROM_SCRATCH,
     properties={
-        "too sparse": "d = omega - target is positive: both multipliers rise.",
+        "too sparse": "d = omega - target is positive: both multipliers rise, lam by rate d, mu by rate d squared.",
         "not sparse enough": "d is negative: lam falls, mu, whose gradient is d squared, rises.",
         "a target for each task": "Each prompt is measured against the target of its own task.",
+        "tasks in any order": "Prompts of one task need not stand together; the rate is an argument.",
         "tasks count alike, whatever their prompts": "First the mean over the prompts of a task, then over the "
         "tasks that occur.",
         "a task that does not occur": "Its multipliers stay as they are, and it does not count among the tasks.",
@@ -243,11 +250,14 @@ PRICES = Exercise(
             "violation's sign": "d = target - omega: lam then rises where the task is not sparse enough.",
             "absolute value": "|d| in the linear term: lam can only grow. (The released code does this.)",
             "not squared": "The gradient of mu is d squared.",
+            "mu by |d|": "The gradient of mu is d squared, not |d|.",
+            "rate ignored": "The step does not depend on rate.",
             "squared mean": "The mean of d is squared; what is wanted is the mean of the squares.",
             "mean over prompts": "The mean is over all prompts: a task with many of them outweighs the others.",
             "sum over tasks": "The tasks are added up; the loss takes their mean.",
             "all tasks counted": "Tasks that do not occur are counted in the mean.",
-            "absent tasks divide by zero": "A task without prompts divides by zero: NaN or inf goes into its price.",
+            "absent tasks divide by zero": "A task without prompts divides by zero: NaN or inf goes into its "
+            "price.",
             "first task's target": "All prompts are measured against the target of task 0.",
             "multiplied by itself": "The gradient of lam d with respect to lam is d, without lam.",
         },

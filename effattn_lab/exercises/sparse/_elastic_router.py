@@ -185,7 +185,8 @@ DECIDE = Exercise(
     solution=decide,
     from_scratch=FROM_SCRATCH,
     properties={
-        "one decision a head and prompt": "Mean key of each head of each prompt, silu(mean W1) W2; class 1 is full.",
+        "one decision a head and prompt": "Mean key of each head of each prompt, silu(mean W1) W2; class 1 is "
+        "full. A comparison gives bool: bring it to k's dtype.",
         "no noise at inference": "With training=False the larger logit wins, whatever the noise says.",
         "noise in training": "With training=True the noise is added to the logits before they are compared; the "
         "logits that are returned are without it.",
@@ -201,7 +202,8 @@ DECIDE = Exercise(
             "training draws.",
             "no noise in training": "No noise in training: without it the choice is no sample of softmax(logits), "
             "and the other mode is never tried.",
-            "modes swapped": "The modes are swapped: class 1 is full, so full is 1 where the second logit is larger.",
+            "modes swapped": "The modes are swapped: class 1 is full, so full is 1 where the second logit is "
+            "larger.",
             "heads averaged": "The heads are averaged before the MLP: they all get one decision.",
             "prompts averaged": "The prompts of the batch are averaged: each has a decision of its own.",
             "whole prompt": "The mean is over the whole prompt; the router reads both ends only.",
@@ -262,6 +264,7 @@ def _choose_inputs(rng: np.random.Generator) -> list[Case]:
         case("both classes worth the same", 1.0, equal=True),
         case("strong noise", 1.0, noise=5.0),
         case("a sure router", 0.7, size=200.0),
+        case("a tie", 0.7, size=0.0, noise=0.0),
     ]
 
 
@@ -285,6 +288,10 @@ def _choose_mutant(
         dz = soft * w
     if fault not in ("temperature left out of the gradient", "no temperature"):
         dz = dz / tau
+    if fault == "gradient's sign":
+        dz = -dz
+    if fault == "two at a tie":
+        hard = (chosen == chosen.amax(dim=-1, keepdim=True)).to(z.dtype)
     return (soft if fault == "soft forward" else hard), dz
 
 
@@ -303,6 +310,7 @@ CHOOSE = Exercise(
         "temperature": "tau divides inside the softmax, and once more in its derivative. It moves no choice.",
         "both classes worth the same": "If both classes are worth the same, nothing is to be gained: dz is 0.",
         "strong noise": "The noise is in the choice and in the soft twin.",
+        "a tie": "Equal logits: one class is chosen all the same, the first.",
         "a sure router": "Large logits: torch.softmax subtracts the largest for you.",
     },
     tolerance=Tolerance(1e-4, 2e-6, "a softmax of two numbers in float32, and one cancellation w - mean."),
@@ -321,6 +329,8 @@ CHOOSE = Exercise(
             "gradient of a copy": "w goes through unchanged, as if r were z. The softmax's derivative is missing.",
             "mean not subtracted": "soft w / tau lacks the second term of softmax's derivative: subtract the "
             "weighted mean of w.",
+            "gradient's sign": "dz has the wrong sign: it is the gradient, not the step of descent.",
+            "two at a tie": "At a tie both classes are 1: the choice has to be one-hot.",
             "exp by hand": "e^200 does not fit into float32: inf / inf is NaN. Use torch.softmax.",
         },
     ),

@@ -233,12 +233,18 @@ def _h2o_mutant(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     n = k.shape[2]
     order = -sigma if fault == "lightest stay" else sigma.clone()
+    if fault == "tallies before the choice":
+        order = sigma + torch.softmax((q @ k.transpose(-1, -2))[:, :, 0] * q.shape[-1] ** -0.5, dim=-1)
+    if fault == "all heads alike":
+        order = sigma.sum(dim=1, keepdim=True).expand_as(sigma).clone()
     if fault == "all that is old goes":
         order = torch.arange(n, dtype=sigma.dtype).expand_as(sigma).clone()
     if fault == "the first tokens stay":
         order = -torch.arange(n, dtype=sigma.dtype).expand_as(sigma).clone()
     if fault == "newest alone protected":
         recent = 1
+    if fault == "one recent too few":
+        recent -= 1
     if fault != "recent not protected":
         order[..., max(0, n - recent) :] = float("inf")
     count = min(n, budget)
@@ -298,6 +304,10 @@ H2O = Exercise(
             "lightest stay": "The tokens of least sigma stay: it is the heavy ones that should.",
             "recent not protected": "Recent tokens can be evicted: the newest has sigma 0 and goes at once.",
             "newest alone protected": "Only the newest is protected; all of the last `recent` tokens are.",
+            "one recent too few": "One recent token too few is protected: the newest is one of the `recent`.",
+            "tallies before the choice": "This step's attention is in the tallies that decide who stays. First the "
+            "choice, then the attention, then the tallies.",
+            "all heads alike": "All heads keep the same tokens. Each has tallies of its own.",
             "window beside the budget": "The recent tokens come on top of the budget: half of it is theirs.",
             "one more for the newest": "One token too many: the current one counts in the budget.",
             "one leaves a step": "Only one token leaves, although more are too many: go down to the budget.",

@@ -41,6 +41,8 @@ def _bounds_inputs(rng: np.random.Generator) -> list[Case]:
         case("one token", 1, 16),
         case("pages of one token", 5, 1),
         case("fewer tokens than a page", 6, 16, 2.0),
+        case("keys of any size", 11, 4, 2000.0),
+        case("keys of any size", 11, 4, -2000.0),
     ]
 
 
@@ -65,6 +67,11 @@ def _bounds_mutant(fault: str, k: torch.Tensor, page: int) -> tuple[torch.Tensor
     if fault == "one bound for all channels":
         least = least.amin(dim=3, keepdim=True).expand_as(least).contiguous()
         greatest = greatest.amax(dim=3, keepdim=True).expand_as(greatest).contiguous()
+    if fault == "padded with 100":
+        least, greatest = (
+            torch.cat([k, torch.full_like(fill, x)], dim=2).unflatten(2, (-1, page)) for x in (100.0, -100.0)
+        )
+        return least.amin(dim=3), greatest.amax(dim=3)
     if fault == "largest magnitude":
         greatest = torch.maximum(greatest, -least)
         least = -greatest
@@ -86,6 +93,7 @@ BOUNDS = Exercise(
         "one token": "One token is a page: both bounds are the key.",
         "pages of one token": "With pages of one token both bounds are the keys.",
         "fewer tokens than a page": "There is one page, and it is not full.",
+        "keys of any size": "No number is large enough to fill a page with, but infinity.",
     },
     tolerance=Tolerance(
         0.0, 0.0, "smallest and largest of numbers are among the numbers: nothing is rounded."
@@ -95,6 +103,7 @@ BOUNDS = Exercise(
         {
             "padded with zeros": "The last page is filled up with zeros, and they count: a bound of 0 that no key "
             "has.",
+            "padded with 100": "The last page is filled up with a large number. There are larger ones: infinity.",
             "every so many tokens": "A page holds every n-th token. It holds neighbours: page consecutive ones.",
             "last token of a page missed": "The last token of each page is left out: its slice ends one too early.",
             "of absolute values": "The bounds are those of |k|. Keep the signs: the query's sign decides which "
@@ -175,6 +184,10 @@ def _scores_mutant(fault: str, q: torch.Tensor, least: torch.Tensor, greatest: t
     if fault == "negative part left out":
         return (q.clamp(min=0) * greatest).sum(dim=-1)
     u = torch.maximum(q * greatest, q * least).sum(dim=-1)
+    if fault == "scaled":
+        u = u * q.shape[-1] ** -0.5
+    if fault == "largest magnitude":
+        u = (q.abs() * torch.maximum(greatest.abs(), least.abs())).sum(dim=-1)
     if fault == "best channel":
         return torch.maximum(q * greatest, q * least).amax(dim=-1)
     return torch.softmax(u, dim=-1) if fault == "softmax of the scores" else u
@@ -211,6 +224,8 @@ SCORES = Exercise(
             "better of the two products": "The maximum is taken after the sum. It belongs inside, for each channel.",
             "negative part added": "relu(-q) m is added; it is to be subtracted, since q_i m_i = -relu(-q_i) m_i.",
             "negative part left out": "Channels with negative q_i are left out: they count with q_i m_i.",
+            "scaled": "The scores are scaled by 1 / sqrt(D). Here they are not: only their order is used.",
+            "largest magnitude": "|q| times the largest magnitude: a bound, but one that no sign of a key lowers.",
             "best channel": "The maximum over the channels is taken; it is their sum.",
             "softmax of the scores": "The scores go through a softmax. Only their order is used: leave them.",
             "wrong KV head": "Query heads meet the wrong KV heads: repeat_interleave, not repeat.",
@@ -245,8 +260,8 @@ def _pages_reference(u: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
 
 
 def _pages_inputs(rng: np.random.Generator) -> list[Case]:
-    def case(name: str, n: int, count: int, last: float | None = None) -> Case:
-        u = normal(rng, 2, 3, n, size=3.0)
+    def case(name: str, n: int, count: int, last: float | None = None, size: float = 3.0) -> Case:
+        u = normal(rng, 2, 3, n, size=size)
         if last is not None:
             u[..., -1] = last
         return Case(name, {"u": u, "count": count})
@@ -259,6 +274,7 @@ def _pages_inputs(rng: np.random.Generator) -> list[Case]:
         case("more than there are", 5, 8),
         case("exactly all", 6, 6),
         case("the first page of a text", 1, 1),
+        case("scores of any size", 12, 4, -99.0, 1e5),
     ]
 
 
@@ -271,6 +287,8 @@ def _pages_mutant(fault: str, u: torch.Tensor, count: int) -> torch.Tensor:
 
     if fault == "current page not forced":
         return top(u, count)
+    if fault == "1000 for infinity":
+        return top(torch.cat([u[..., :-1], torch.full_like(u[..., :1], 1000.0)], dim=-1), count)
     if fault == "smallest scores":
         u = -u
     if fault == "largest sizes":
@@ -297,7 +315,7 @@ def _pages_mutant(fault: str, u: torch.Tensor, count: int) -> torch.Tensor:
 PAGES = Exercise(
     id="sparse/quest/pages",
     title="which pages are read",
-    signature="pages(u [B, H, P], count) -> taken, bool [B, H, P]",
+    signature="pages(u [B, H, pages], count) -> taken, bool [B, H, pages]",
     outputs=(Output("taken", "bool"),),
     make_inputs=_pages_inputs,
     reference=_pages_reference,
@@ -308,9 +326,10 @@ PAGES = Exercise(
         "the current page is always read": "The last page holds the current token: it is read whatever its score is.",
         "the current page is one of the best": "The last page counts once: choose among the others.",
         "one page": "A count of one page is the current page alone.",
-        "more than there are": "topk does not take more than there are: min(count, P).",
+        "more than there are": "topk does not take more than there are: min(count, pages).",
         "exactly all": "All pages.",
         "the first page of a text": "One page, which is the current one.",
+        "scores of any size": "Scores are not scaled and may be huge: the current page needs no score at all.",
     },
     tolerance=Tolerance(0.0, 0.0, "true or false; scores are drawn without ties."),
     mutants=mutants(
@@ -322,6 +341,7 @@ PAGES = Exercise(
             "budget without the current page": "One page too many: the current page counts in the budget.",
             "current page counted twice": "Where the current page is among the best anyway, one page too few is "
             "read.",
+            "1000 for infinity": "A large score was put in for the current page, and others are larger: infinity.",
             "smallest scores": "The pages of smallest score are taken.",
             "largest sizes": "The absolute score is ranked: a very negative bound is a very bad page.",
             "all heads alike": "All heads read the same pages. Each head chooses for itself.",

@@ -51,9 +51,12 @@ def _snapkv_reference(q: torch.Tensor, k: torch.Tensor, budget: int, pool: int) 
 
 
 def _snapkv_inputs(rng: np.random.Generator) -> list[Case]:
-    def case(name: str, n: int, w: int, budget: int, pool: int = 3, *, crowd: float = 0.0) -> Case:
+    def case(
+        name: str, n: int, w: int, budget: int, pool: int = 3, *, crowd: float = 0.0, apart: float = 0.0
+    ) -> Case:
         while True:
-            q, k = normal(rng, 2, 3, w, 8, size=2.0), normal(rng, 2, 3, n, 8)
+            q, k = normal(rng, 2, 3, w, 8, size=2.0 if not apart else 1.0), normal(rng, 2, 3, n, 8)
+            q, k = q + apart, k - apart
             if crowd:  # the window's first query would like the last key, which it does not see
                 k[:, :, -1] = crowd * q[:, :, 0] / q[:, :, 0].norm(dim=-1, keepdim=True)
             if n <= budget or n - w <= budget - w:
@@ -69,6 +72,7 @@ def _snapkv_inputs(rng: np.random.Generator) -> list[Case]:
         case("no neighbour helps", 40, 6, 18, 1),
         case("a wider neighbourhood", 48, 4, 20, 7),
         case("the window does not see ahead", 40, 4, 16, crowd=9.0),
+        case("all scores negative", 40, 8, 18, apart=1.7),
         case("one query votes", 32, 1, 9),
         case("one place beside the window", 30, 8, 9),
         case("room for all", 20, 6, 20),
@@ -84,6 +88,10 @@ def _snapkv_mutant(fault: str, q: torch.Tensor, k: torch.Tensor, budget: int, po
     if fault == "window left out of the softmax":
         a = _attention(q, k, q.shape[-1] ** -0.5)[..., : n - w]
         a = torch.cat([a / a.sum(dim=-1, keepdim=True), a.new_zeros(*a.shape[:3], w)], dim=-1)
+    if fault == "masked with 0":
+        later = torch.arange(n) > torch.arange(n - w, n)[:, None]
+        s = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
+        a = torch.softmax(s.masked_fill(later, 0.0), dim=-1)
     votes = a.sum(dim=2)
     if fault == "scores summed":
         votes = (q @ k.transpose(-1, -2)).sum(dim=2)
@@ -94,8 +102,12 @@ def _snapkv_mutant(fault: str, q: torch.Tensor, k: torch.Tensor, budget: int, po
     if fault == "window competes":
         smooth = F.avg_pool1d(votes, pool, stride=1, padding=pool // 2)
         return torch.zeros_like(keep).scatter(-1, smooth.topk(budget, dim=-1).indices, True)
-    votes = votes[..., : n - w]
-    if fault == "maximum of the neighbours":
+    whole, votes = votes, votes[..., : n - w]
+    if fault == "averaged with the window":
+        smooth = F.avg_pool1d(whole, pool, stride=1, padding=pool // 2)[..., : n - w]
+    elif fault == "fewer neighbours at the ends":
+        smooth = F.avg_pool1d(votes, pool, stride=1, padding=pool // 2, count_include_pad=False)
+    elif fault == "maximum of the neighbours":
         # of equal votes the earlier
         smooth = F.max_pool1d(votes, pool, stride=1, padding=pool // 2)
         smooth = smooth - 1e-9 * torch.arange(n - w)
@@ -129,6 +141,7 @@ SNAPKV = Exercise(
         "no neighbour helps": "With pool = 1 the votes stay as they are.",
         "a wider neighbourhood": "pool neighbours: pool // 2 on either side; beyond the ends zeros count.",
         "the window does not see ahead": "A query in the window sees no later key, not even in the softmax.",
+        "all scores negative": "A hidden key has no weight, however small the other scores are: -inf, not 0.",
         "one query votes": "W = 1: the last query's weights are the votes.",
         "one place beside the window": "budget = W + 1: one token beside the window.",
         "room for all": "A prompt that fits is left whole.",
@@ -138,6 +151,11 @@ SNAPKV = Exercise(
         _snapkv_mutant,
         {
             "no causal mask": "Queries of the window see keys after themselves: mask them before the softmax.",
+            "masked with 0": "Hidden scores are set to 0, the largest of all where the others are negative: -inf.",
+            "averaged with the window": "The last tokens before the window are averaged with tokens inside it: cut "
+            "the window off first.",
+            "fewer neighbours at the ends": "At the ends the average is over fewer neighbours. It divides by pool: "
+            "zeros count.",
             "window left out of the softmax": "The window's own keys are left out of the softmax: a query that "
             "looks at "
             "the window has little left to vote with, and should.",

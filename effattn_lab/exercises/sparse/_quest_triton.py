@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from effattn_lab.exercises.core import Case, Exercise, Kernel, Mutant, Output, Tolerance, Value
-from effattn_lab.exercises.kernels import RAN, STORED, device, launcher, probes, require_triton, source
+from effattn_lab.exercises.core import (
+    Case,
+    Exercise,
+    Kernel,
+    Mutant,
+    Outcome,
+    Output,
+    Probe,
+    Tolerance,
+    Trial,
+    Value,
+)
+from effattn_lab.exercises.kernels import (
+    RAN,
+    STORED,
+    counted,
+    device,
+    launcher,
+    probes,
+    require_triton,
+    source,
+)
 from effattn_lab.exercises.making import mutants, normal
 from effattn_lab.exercises.sparse._quest_pages import FROM_SCRATCH, bounds_reference
 
@@ -70,6 +91,24 @@ def _compiled(rng: np.random.Generator) -> dict[str, Value]:
     return {"k": normal(rng, 1, 1, 128, 64).half(), "page": _P}
 
 
+_ONCE = "each key is loaded once"
+_TWICE = "More is loaded than the keys: load each once, with a mask (rows past the last page have no tokens either)."
+
+
+def _loads_once(fn: Callable[..., Any]) -> str | None:
+    moved = counted(fn, _sample).loads_bytes
+    return None if moved <= 4 * _N * _D else f"{moved} bytes are loaded; the keys have {4 * _N * _D}"
+
+
+def _loaded_once(outcomes: Sequence[Outcome]) -> str | None:
+    moved = outcomes[0].loads_bytes
+    return None if moved <= 4 * _N * _D else f"{moved} bytes are loaded; the keys have {4 * _N * _D}"
+
+
+def _once_cases(rng: np.random.Generator) -> list[Case]:
+    return [Case(_ONCE, _sample(rng))]
+
+
 _NO_KERNEL = (
     "The result comes from PyTorch, not from a kernel: call bounds_kernel[grid](...) with your loop in it."
 )
@@ -99,17 +138,20 @@ TRITON_BOUNDS = Exercise(
     tolerance=Tolerance(
         0.0, 0.0, "smallest and largest of numbers are among the numbers: nothing is rounded."
     ),
-    probes=probes(
-        _reference,
-        _inputs,
-        _sample,
-        kernel="bounds_kernel",
-        loads_bytes=4 * _N * _D,
-        flops=0,
-        stores_bytes=2 * 4 * _N // _P * _D,
-        largest=4 * _N * _D,  # the interpreter copies the keys, by byte
-        compiled=_compiled,
-        hints={RAN: _NO_KERNEL, STORED: "More is stored than two bounds a page."},
+    probes=(
+        *probes(
+            _reference,
+            _inputs,
+            _sample,
+            kernel="bounds_kernel",
+            loads_bytes=4 * _N * _D,
+            flops=0,
+            stores_bytes=2 * 4 * _N // _P * _D,
+            largest=4 * _N * _D,  # the interpreter copies the keys, by byte
+            compiled=_compiled,
+            hints={RAN: _NO_KERNEL, STORED: "More is stored than two bounds a page."},
+        ),
+        Probe(_ONCE, _loads_once, _TWICE, Trial(_once_cases, _loaded_once, kernel=True)),
     ),
     mutants=(
         *mutants(
@@ -123,6 +165,7 @@ TRITON_BOUNDS = Exercise(
                 "every so many tokens": "A page holds every n-th token. It holds neighbours: rows * page + j.",
                 "first token missed": "The first token of each page is left out.",
                 "last token alone": "Each token replaces the one before: take the minimum with what is there.",
+                "loaded twice": _TWICE,
                 "the wrong way round": "The results come in another order: yours are (greatest, least), expected "
                 "(least, greatest).",
             },

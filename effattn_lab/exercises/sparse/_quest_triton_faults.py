@@ -36,6 +36,9 @@ def faulty_kernel(
         k = tl.load(k_ptr + token * D + channels, mask=real, other=0.0).to(tl.float32)
         low = tl.where(real, k, float("inf"))
         high = tl.where(real, k, float("-inf"))
+        if FAULT == "loaded twice":
+            again = tl.load(k_ptr + token * D + channels, mask=real, other=float("-inf"))
+            high = again.to(tl.float32)
         if FAULT == "padded with zeros":
             low = k
             high = k

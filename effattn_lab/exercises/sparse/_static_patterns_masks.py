@@ -73,6 +73,10 @@ def _strided_mutant(fault: str, i: torch.Tensor, j: torch.Tensor, stride: int) -
         return past & local & column
     if fault == "the future seen":
         return local | column
+    if fault == "columns of the future":
+        return (past & local) | column
+    if fault == "the fixed pattern":
+        return past & (local | (j % stride == stride - 1))
     if fault == "the token itself hidden":
         past = gap > 0
     if fault == "positions from 0":
@@ -108,6 +112,10 @@ STRIDED = Exercise(
             "local part alone": "Only the local part is there: the columns, (i - j) mod l = 0, are missing.",
             "columns alone": "Only the columns are there: the last l keys are missing.",
             "both at once": "A key must pass one of the two rules, not both: combine them with |.",
+            "columns of the future": "The columns go on into the future: i - j >= 0 must hold for both parts. & "
+            "binds tighter than |.",
+            "the fixed pattern": "The columns are the last cells of blocks of the text, which is the paper's other "
+            "pattern. Here they are counted back from the query: (i - j) mod l = 0.",
             "the future seen": "Keys after the query are visible: keep only i - j >= 0.",
             "the token itself hidden": "The token does not see itself: i - j = 0 belongs to the past here.",
             "positions from 0": "Rows are counted from 0, but the queries are the last positions of a longer "
@@ -116,8 +124,8 @@ STRIDED = Exercise(
     ),
     hints=(
         "Everything depends on the gap i - j, which broadcasts to [Nq, Nk].",
-        "Three conditions: not in the future, and (near or on a column). & binds tighter than | only with "
-        "brackets around comparisons.",
+        "Three conditions: not in the future, and (near or a whole number of strides away). Every comparison needs "
+        "brackets of its own, since & and | bind tighter than <=.",
         "gap = i - j\nreturn (gap >= 0) & ((gap <= stride) | (gap % stride == 0))",
     ),
 )

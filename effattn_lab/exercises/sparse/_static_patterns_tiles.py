@@ -68,6 +68,8 @@ def _kinds_mutant(fault: str, keep: torch.Tensor, block: int) -> torch.Tensor:
         return out.clamp(max=1)
     if fault == "any is whole":
         return torch.where(out > 0, 2, 0)
+    if fault == "1 and 2 swapped":
+        return torch.where(out > 0, 3 - out, 0)
     if fault == "partial tiles skipped":
         return torch.where(out == 1, 0, out)
     if fault == "the corner decides":
@@ -106,6 +108,7 @@ KINDS = Exercise(
             "the entries that exist.",
             "never whole": "Whole tiles are called partial: they would pay for a mask that hides nothing.",
             "any is whole": "Partial tiles are called whole: their hidden keys would be seen.",
+            "1 and 2 swapped": "1 and 2 are swapped: 2 is a tile in which every entry is True.",
             "partial tiles skipped": "Partial tiles are skipped: their visible keys would be lost.",
             "the corner decides": "Only the first entry of each tile is looked at.",
         },
@@ -218,7 +221,8 @@ def _tiled_mutant(
             s = q[:, :, rows] @ k[:, :, cols].transpose(-1, -2)
             s = s if fault == "no scale" else s / q.shape[3] ** 0.5
             if kind[a, b] == 1 and fault != "no mask inside a tile":
-                s = s.masked_fill(~keep[rows, cols], float("-inf"))
+                hidden = keep[rows, cols] if fault == "mask the wrong way round" else ~keep[rows, cols]
+                s = s.masked_fill(hidden, float("-inf"))
             new = torch.maximum(top, s.amax(dim=-1, keepdim=True))
             if fault == "no maximum":
                 new = torch.zeros_like(new)
@@ -226,8 +230,11 @@ def _tiled_mutant(
             p, old = torch.exp(s - safe), torch.exp(top - safe)
             if fault == "no maximum":
                 old = torch.ones_like(old)
-            kept = torch.ones_like(old) if fault == "accumulator not rescaled" else old
-            total, acc, top = old * total + p.sum(-1, keepdim=True), kept * acc + p @ v[:, :, cols], new
+            one = torch.ones_like(old)
+            kept = one if fault in ("accumulator not rescaled", "neither rescaled") else old
+            shrunk = one if fault in ("sum not rescaled", "neither rescaled") else old
+            total, acc = shrunk * total + p.sum(-1, keepdim=True), kept * acc + p @ v[:, :, cols]
+            top = top if fault == "maximum not kept" else new
             if fault == "each tile its own softmax":
                 total, acc = torch.ones_like(total), acc / p.sum(-1, keepdim=True).clamp(min=1e-30)
         out[:, :, rows] = acc / total.masked_fill(total == 0, 1.0)
@@ -282,6 +289,13 @@ TILED = Exercise(
             "it.",
             "accumulator not rescaled": "The output so far is not multiplied by e^(old maximum - new maximum), as "
             "the sum is.",
+            "sum not rescaled": "The sum so far is not multiplied by e^(old maximum - new maximum), as the output "
+            "is.",
+            "neither rescaled": "Sum and output so far are measured from the old maximum: multiply both by e^(old "
+            "maximum - new maximum) before they grow.",
+            "maximum not kept": "The new maximum is not kept for the next tile: top = new at the end of the loop.",
+            "mask the wrong way round": "masked_fill hides where its mask is True, and keep is True where a key is "
+            "seen: ~keep.",
             "each tile its own softmax": "Each tile is normalised by itself and the results are added. All tiles of "
             "a row "
             "share one denominator.",
@@ -292,8 +306,10 @@ TILED = Exercise(
         "Per tile: s, new = max(top, max s), p = exp(s - new), old = exp(top - new); total and acc are multiplied "
         "by old "
         "before they grow. Guard new = -inf.",
+        "s = q[:, :, rows] @ k[:, :, cols].transpose(-1, -2) / q.shape[3] ** 0.5\nif kind[a, b] == 1:\n"
+        "    s = s.masked_fill(~keep[rows, cols], float('-inf'))\n"
         "new = torch.maximum(top, s.amax(-1, keepdim=True))\nsafe = new.masked_fill(new.isneginf(), 0.0)\n"
         "p, old = torch.exp(s - safe), torch.exp(top - safe)\ntotal = old * total + p.sum(-1, keepdim=True)\n"
-        "acc = old * acc + p @ v[:, :, cols]\ntop = new\n# behind the loop: acc / total, and 0 where total is 0",
+        "acc = old * acc + p @ v[:, :, cols]\ntop = new",
     ),
 )

@@ -220,8 +220,13 @@ def _step_mutant(
     query = rotate(q, at[-1:] - t, base=base)
     if fault == "query left alone":
         query = q
-    s = query @ turned.transpose(-1, -2) / q.shape[3] ** 0.5
-    return torch.softmax(s, dim=-1) @ values, keys, values
+    if fault == "query turned again":
+        query = rotate(q, at[-1:], base=base)
+    if fault == "nothing placed":
+        turned, query = keys, q
+    s = query @ turned.transpose(-1, -2)
+    s = s if fault == "no scale" else s / q.shape[3] ** 0.5
+    return torch.softmax(s, dim=-1) @ values, turned if fault == "placed keys kept" else keys, values
 
 
 STEP = Exercise(
@@ -260,6 +265,11 @@ STEP = Exercise(
             "positions not re-indexed": "Keys are turned to their positions in the text. They belong at their "
             "places 0 .. "
             "m - 1 in the cache.",
+            "query turned again": "The query is turned to m - 1 on top of its turn by t: turn it by m - 1 - t.",
+            "nothing placed": "Neither keys nor query are turned to their places in the cache.",
+            "placed keys kept": "The keys are handed back turned to this step's places. At the next step their "
+            "places are others: hand them back without a turn.",
+            "no scale": "The scores are not divided by the root of D.",
             "keys not turned": "The cached keys are used without positions.",
             "query left alone": "The query keeps its position t in the text. It stands at m - 1, the place of its "
             "own key.",
@@ -270,8 +280,10 @@ STEP = Exercise(
         "Evict: keep [:sinks] and the last budget - sinks. Place: keys turn by arange(m), the query by m - 1 - t.",
         "keys = torch.cat([keys, rotate(k, torch.tensor([-t]), base=base)], dim=2)\n"
         "if keys.shape[2] > budget:\n    recent = keys.shape[2] - (budget - sinks)\n"
-        "    keys = torch.cat([keys[:, :, :sinks], keys[:, :, recent:]], dim=2)\n    # values likewise\n"
+        "    keys = torch.cat([keys[:, :, :sinks], keys[:, :, recent:]], dim=2)\n    # and values likewise\n"
         "turned = rotate(keys, torch.arange(keys.shape[2]), base=base)\n"
-        "query = rotate(q, torch.tensor([keys.shape[2] - 1 - t]), base=base)",
+        "query = rotate(q, torch.tensor([keys.shape[2] - 1 - t]), base=base)\n"
+        "p = torch.softmax(query @ turned.transpose(-1, -2) / q.shape[3] ** 0.5, dim=-1)\n"
+        "return p @ values, keys, values",
     ),
 )

@@ -65,6 +65,8 @@ def _mask_mutant(fault: str, i: torch.Tensor, j: torch.Tensor, sinks: int, windo
         return sink | (near & (j - i < window))
     if fault == "both at once":
         return past & sink & near
+    if fault == "the future seen":
+        return sink | near
     if fault == "window counts the sinks":
         near = i - j < window - sinks
     return past & (sink | near)
@@ -99,6 +101,7 @@ MASK = Exercise(
             "them.",
             "sinks from the future": "Sinks are visible to queries before them. Causality holds for sinks too.",
             "window on both sides": "The window reaches into the future.",
+            "the future seen": "Keys after the query are seen, by the window as by the sinks: j <= i around both.",
             "both at once": "A key must be a sink or in the window, not both.",
             "window counts the sinks": "The sinks are subtracted from the window. Here `window` counts recent "
             "tokens alone.",
@@ -127,11 +130,15 @@ def _softmax_one_reference(s: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 def _softmax_one_inputs(rng: np.random.Generator) -> list[Case]:
+    masked = normal(rng, 3, 9)
+    masked[1], masked[2, 4:] = float("-inf"), float("-inf")
     return [
         Case("one more key with score 0", {"s": normal(rng, 3, 9, size=1.5)}),
         Case("nothing matches", {"s": normal(rng, 3, 9) - 30}),
         Case("far below zero", {"s": normal(rng, 3, 9, size=20.0) - 500}),
         Case("huge scores", {"s": normal(rng, 3, 9, size=20.0) + 500}),
+        Case("rows far apart", {"s": normal(rng, 3, 9) + torch.tensor([[-200.0], [0.0], [200.0]])}),
+        Case("a masked row", {"s": masked}),
         Case("one key", {"s": normal(rng, 4, 1, size=2.0)}),
         Case("many keys", {"s": normal(rng, 2, 400)}),
     ]
@@ -151,7 +158,11 @@ def _softmax_one_mutant(fault: str, s: torch.Tensor) -> torch.Tensor:
         return torch.softmax(s, dim=-1) * s.shape[-1] / (1 + s.shape[-1])
     if fault == "maximum without the 0":
         e = torch.exp(s - top)
-        return e / (torch.exp(-top) + e.sum(dim=-1, keepdim=True)) + 0 * torch.exp(-top)
+        return e / (torch.exp(-top) + e.sum(dim=-1, keepdim=True))
+    if fault == "one maximum for all":
+        top = s.amax().clamp(min=0.0)
+        e = torch.exp(s - top)
+        return e / (torch.exp(-top) + e.sum(dim=-1, keepdim=True))
     if fault == "sigmoids":
         return torch.sigmoid(s)
     top = top.clamp(min=0.0)
@@ -173,6 +184,8 @@ SOFTMAX_ONE = Exercise(
         "and value 0.",
         "nothing matches": "If all scores are far below 0 all weights are near 0, and so is their sum.",
         "far below zero": "The largest exponent is that of the 1, e^0, if all scores are negative.",
+        "rows far apart": "Each row has a maximum and a sum of its own.",
+        "a masked row": "A row whose scores are all -inf has no key: its weights are 0, not NaN.",
         "huge scores": "Subtract a maximum, and do the same to the 1: it becomes e^-max.",
         "one key": "One key has weight e^s / (1 + e^s), not 1.",
         "many keys": "The 1 is added once, not once a key.",
@@ -189,9 +202,10 @@ SOFTMAX_ONE = Exercise(
             "rest, "
             "to e^-max.",
             "1 for every key": "The denominator grew by a share of the keys, whatever the scores are.",
-            "maximum without the 0": "Where all scores are far below 0, e^-max overflows: the maximum must be at "
-            "least "
-            "0, the score of the 1.",
+            "maximum without the 0": "Where all scores of a row are -inf, -inf - -inf is NaN: the maximum is at "
+            "least 0, the score of the 1.",
+            "one maximum for all": "The whole tensor has one maximum: in rows far below it the 1 and all e^s vanish "
+            "together. Each row needs its own.",
             "sigmoids": "Each key has a sigmoid of its own. All keys share one denominator.",
             "wrong sign": "The 1 becomes e^+max. Whatever is divided by e^max becomes e^-max.",
         },
@@ -262,6 +276,10 @@ def _bounds_mutant(
         first = torch.div(begin - window + 1, block_n, rounding_mode="floor")
     if fault == "last tile dropped":
         end = (begin + block_m - 1) // block_n
+    if fault == "end rounded down":
+        end = (begin + block_m) // block_n
+    if fault == "one tile too many":
+        end = end + 1
     if fault == "end of the first query":
         end = begin // block_n + 1
     if fault == "sinks rounded down":
@@ -310,6 +328,10 @@ BOUNDS = Exercise(
             "not clamped": "The first tile is negative: a window that is longer than the past begins at 0.",
             "last tile dropped": "end is one tile short: it is exclusive, and the tile of the last query belongs to "
             "the loop.",
+            "end rounded down": "end is rounded down: (begin + block_m) / block_n has to be rounded up, or the "
+            "tile of the last query is missing where block_n is no divisor.",
+            "one tile too many": "end is one tile too far: it is one more than the tile of the last query, begin + "
+            "block_m - 1.",
             "end of the first query": "The loop ends with the first query's own tile. It must reach the last "
             "query's.",
             "sinks rounded down": "The tiles of the sinks are rounded down: four sinks need a whole tile.",

@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from effattn_lab.exercises.core import Case, Exercise, Kernel, Mutant, Output, Tolerance, Value
-from effattn_lab.exercises.kernels import RAN, STORED, device, launcher, probes, require_triton, source
+from effattn_lab.exercises.core import (
+    Case,
+    Exercise,
+    Kernel,
+    Mutant,
+    Outcome,
+    Output,
+    Probe,
+    Tolerance,
+    Trial,
+    Value,
+)
+from effattn_lab.exercises.kernels import (
+    RAN,
+    STORED,
+    counted,
+    device,
+    launcher,
+    probes,
+    require_triton,
+    source,
+)
 from effattn_lab.exercises.making import mutants, normal
 from effattn_lab.exercises.sparse._streaming_masks import FROM_SCRATCH
 from effattn_lab.foundations.attention import repeat_kv
@@ -57,7 +78,7 @@ def _inputs(rng: np.random.Generator) -> list[Case]:
         case("no sinks", 60, sinks=0),
         case("one token", 1, window=7),
         case("last queries of a longer text", 18, 90),
-        case("tiles outside the pattern are not read", 10, 160, unread=True),
+        case("tiles outside the pattern are not read", 10, 160, window=23, unread=True),
         case("batch and grouped heads", 40, batch=2, hq=4, hkv=2),
         case("sinks over two tiles", 90, sinks=20, window=16),
         case("half-precision inputs", 50, size=1.0, dtype=torch.float16),
@@ -91,6 +112,37 @@ def _compiled(rng: np.random.Generator) -> dict[str, Value]:
 _NO_KERNEL = (
     "The result comes from PyTorch, not from a kernel: call streaming_kernel[grid](...) with your bounds."
 )
+
+#: A property that NaN cannot show: each tile of the text is needed by some program, only not by every one.
+FRUGAL = "no tile is read in vain"
+_IN_VAIN = (
+    "The loop visits tiles in which the queries of the program see nothing. It ends with the tile of the last query, "
+    "and begins with that of the first query's oldest key."
+)
+
+
+def _limit() -> int:
+    """Bytes of q, and of the tiles of k and v in which a program's queries see anything, on `_sample`."""
+    tiles = 0
+    for begin in range(0, _N, 16):
+        seen = {j for i in range(begin, begin + 16) for j in range(i + 1) if j < 4 or i - j < 20}
+        tiles += len({j // 16 for j in seen})
+    return 4 * _D * (_N + tiles * 2 * 16)
+
+
+def _in_vain(loads_bytes: int) -> str | None:
+    if loads_bytes > _limit():
+        return f"{loads_bytes} bytes are loaded where the tiles that are needed have {_limit()}"
+    return None
+
+
+def _frugal(fn: Callable[..., Any]) -> str | None:
+    return _in_vain(counted(fn, _sample).loads_bytes)
+
+
+def _frugal_alone(outcomes: Sequence[Outcome]) -> str | None:
+    return _in_vain(outcomes[0].loads_bytes)
+
 
 TRITON_FORWARD = Exercise(
     id="sparse/streaming/triton_forward",
@@ -126,17 +178,25 @@ TRITON_FORWARD = Exercise(
             4e-3, 4e-3, "weights are rounded to fp16 before they meet the values, 5e-4 of their size."
         )
     },
-    probes=probes(
-        _reference,
-        _inputs,
-        _sample,
-        kernel="streaming_kernel",
-        loads_bytes=3 * _N * _D * 4,
-        flops=4 * _N * 16 * _D,
-        stores_bytes=_N * _D * 4,
-        largest=_N * _N - 1,
-        compiled=_compiled,
-        hints={RAN: _NO_KERNEL, STORED: "More is stored than the outputs."},
+    probes=(
+        Probe(
+            FRUGAL,
+            _frugal,
+            _IN_VAIN,
+            Trial(lambda rng: [Case(FRUGAL, _sample(rng))], _frugal_alone, kernel=True),
+        ),
+        *probes(
+            _reference,
+            _inputs,
+            _sample,
+            kernel="streaming_kernel",
+            loads_bytes=3 * _N * _D * 4,
+            flops=4 * _N * 16 * _D,
+            stores_bytes=_N * _D * 4,
+            largest=_N * _N - 1,
+            compiled=_compiled,
+            hints={RAN: _NO_KERNEL, STORED: "More is stored than the outputs."},
+        ),
     ),
     mutants=(
         *mutants(
@@ -149,7 +209,8 @@ TRITON_FORWARD = Exercise(
                 "further back.",
                 "last tile dropped": "end is one tile short: the tile of the last query belongs to the loop.",
                 "tiles read twice": "Sink tiles that the window reads too are read again, so their keys count twice.",
-                "everything read": "The loop begins at tile 0 for every query: nothing is skipped.",
+                "everything read": "The loop begins too early: its first tile is that of the first query's oldest "
+                "key, begin - window + 1.",
                 "whole sink tiles": "All keys of the sink tiles are seen. Only j < sinks are sinks.",
                 "causal alone": "The mask is causal attention's: neither sinks nor window are in it.",
                 "the future seen": "Keys after the query are seen: j <= pos is missing.",
@@ -159,6 +220,7 @@ TRITON_FORWARD = Exercise(
             },
         ),
         Mutant("no kernel", _no_kernel, _NO_KERNEL),
+        *mutants(_fault, {"the future read": _IN_VAIN}),
         *mutants(
             _fault, {"plain global": "The compiler does not see ordinary global variables: FACTOR is one."}
         ),

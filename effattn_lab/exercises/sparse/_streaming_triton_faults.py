@@ -37,6 +37,8 @@ def faulty_kernel(
     if FAULT == "everything read":
         first = 0
     end = tl.minimum((begin + BLOCK - 1) // BLOCK + 1, tl.cdiv(seqlen_k, BLOCK))
+    if FAULT == "the future read":
+        end = tl.cdiv(seqlen_k, BLOCK)
     if FAULT == "last tile dropped":
         end = tl.maximum((begin + BLOCK - 1) // BLOCK, first + 1)
     sink_tiles = tl.minimum(tl.cdiv(sinks, BLOCK), first)

@@ -90,7 +90,7 @@ from effattn_lab.figures import adamas as pictures
 
 # %%
 def hadamard(x):
-    """x H along the last axis [..., D], D a power of two."""
+    """x H along the last axis [..., D], D a power of two: a new tensor, also for D = 1."""
     y, half, dim = x, 1, x.shape[-1]
     ### BEGIN SOLUTION
     while half < dim:
@@ -120,7 +120,7 @@ check("sparse/adamas/hadamard", hadamard)
 
 # %%
 def buckets(x, t):
-    """uint8 codes 0 to 3 of x [...]: strictly greater counts."""
+    """uint8 codes 0 to 3 of x [...]: strictly greater counts. (Bools do not add up: True + True is True.)"""
     ### BEGIN SOLUTION
     return sum((x > b).to(torch.uint8) for b in (-t, 0.0, t))
     ### END SOLUTION
@@ -211,7 +211,7 @@ check("sparse/adamas/distance", distance)
 
 # %%
 def nearest(d, budget):
-    """bool [B, H, N]: the last token and the budget - 1 others of least d, int32 [B, H, N]; of equals the more recent."""
+    """bool [B, H, N]: the last token and the budget - 1 others of least d, int32 [B, H, N]; of equals the more recent; all, if there are no more."""
     n = d.shape[-1]
     ### BEGIN SOLUTION
     order = d.long() * n + (n - 1 - torch.arange(n))
@@ -233,9 +233,9 @@ check("sparse/adamas/nearest", nearest)
 # ## Step 6. The whole step (10 minutes)
 #
 # Codes of $qH$ and $kH$, L1, the nearest, and then exact attention with $q$, $k$ and $v$ as they are. Here $H$ is given as a
-# matrix and codes need not be packed. Grouped heads as always.
+# matrix and codes need not be packed (subtract them as `int`: in `uint8` 0 − 1 is 255). Grouped heads as always.
 #
-# *Predict:* which of the following does the transform touch: scores, values, output?
+# *Predict:* which of these is computed from transformed vectors: the scores, the values, the output?
 
 
 # %%
@@ -263,7 +263,7 @@ def step(q, k, v, H, t, budget):
 check("sparse/adamas/step", step)
 
 # %% [markdown]
-# (None. It only chooses.)
+# (None. They only choose.)
 #
 # ## Step 7. The kernel (10 minutes)
 #
@@ -273,7 +273,8 @@ check("sparse/adamas/step", step)
 # to four, four to eight.
 #
 # Without a GPU this cell runs in Triton's interpreter, which allows more Python than the compiler; the check compiles your kernel
-# for an A100 as well, some seconds the first time. Inside a kernel, numbers have to be written out: it does not see `LOW`.
+# for an A100 as well, some seconds the first time. Inside a kernel, numbers have to be written out: it does not see `LOW`. (And
+# `0xAAAAAAAA` is no `int32` to Python: keep to low bits, `0x55555555`.)
 #
 # *Predict:* which bits does 01 against 10 leave in `x`, and which of them has to go?
 
@@ -308,7 +309,7 @@ def distances_kernel(
 
 
 def distances_triton(a, b, block=128):
-    """Launch one program for each tile of keys and query head: a int32 [B, Hq, W], b int32 [B, Hkv, N, W] give D int32 [B, Hq, N]."""
+    """Launch one program for each tile of keys and query head: a int32 [B, Hq, W], b int32 [B, Hkv, N, W] give d int32 [B, Hq, N]."""
     a, b = (
         a.contiguous(),
         b.contiguous(),
@@ -381,13 +382,14 @@ show(xrays)
 
 # %% [markdown]
 # (32 bytes a key to read and 4 to write; the query's code is read once a tile. A fourteenth of full attention; the book's kernel
-# writes distances of 16 bits. And no: 47 of the A100's 208 instructions are the repair, and not a byte.) Few registers, no
+# writes distances of 16 bits. And no: 47 of the 208 instructions that the reference has on an A100 are the repair, and
+# not a byte; yours may have a few more.) Few registers, no
 # spills, no tensor core, since nothing is multiplied. The kernel asks for one word of each key at a time, 4 bytes of every 32. The
 # book's loads all words of its keys at once, and serves all query heads of a group by one load.
 #
 # ## Step 8. A real model: energy, lengths, thresholds (10 minutes)
 #
-# The transform helps if a few channels hold most of the energy. A distance ranks by product if all keys have the same length.
+# The transform helps if a few channels hold most of the energy, the mean of their squares. A distance ranks by product if all keys have the same length.
 # The second bit is used if the thresholds fit. Look at three layers of SmolLM2 on 1,000 tokens of Python's documentation.
 #
 # *Predict:* after the transform, which share of the energy have the 8 largest of 64 channels, if it is spread evenly?
@@ -412,12 +414,12 @@ energy, facts = {}, {}
 for name, (_, k) in captured.items():
     k = k[0]  # [3, N, 64]
     turned = step1(k)
-    energy[name] = tuple(x.square().mean(1)[0] for x in (k, turned))
+    energy[f"{name}, KV head 0"] = tuple(x.square().mean(1)[0] for x in (k, turned))
     length = k.norm(dim=-1)
     shared = k.mean(1).square().sum() / k.square().sum(-1).mean(1).sum()
     median = float(turned.abs().median())
     outer = [(step2(turned, t) % 3 == 0).float().mean() for t in (10.0, median)]
-    spread = length.std() / length.mean()
+    spread = (length.std(dim=-1) / length.mean(dim=-1)).mean()
     facts[name] = [float(x) for x in (spread, shared, median, *outer)]
 pictures.energy_picture(energy)
 
@@ -428,8 +430,8 @@ for name, (spread, shared, median, ten, fitted) in facts.items():
     print(f"{name:10s}{spread:8.2f}{shared:11.2f}{median:10.2f}{ten:8.2f}{fitted:9.2f}")
 
 # %% [markdown]
-# (An eighth; here it is about 0.3, so much less than before and not even.) Lengths vary by 10 to 20 %: a distance is nearly a
-# product here. Thresholds of 10 would make this model's codes signs: no coordinate reaches them. And one column is a surprise:
+# (An eighth; here it is 0.3 to 0.4, so much less than before and not even.) Within a head lengths vary by about a tenth: a
+# distance is nearly a product here. Thresholds of 10 would make this model's codes signs: no coordinate reaches them. And one column is a surprise:
 # more than half of the keys' energy is in their *mean*, which all keys of a head share.
 #
 # **Who is found?** The last 64 queries of the text choose 64 of their past tokens by codes, thresholds at the median. How much
@@ -457,11 +459,10 @@ def held(q, k, transform, measure, centre=False):
     for i in range(64):
         m = n - 63 + i  # keys that this query sees
         now = a[:, :, i, :m]
-        d = (
-            measure(cq[:, :, i : i + 1], ck[:, :, :m])
-            if measure
-            else -(now * 2**30).int()
-        )
+        if measure:
+            d = measure(cq[:, :, i : i + 1], ck[:, :, :m])
+        else:  # the oracle's: 0 for the largest weight, then 1, 2, ...
+            d = now.argsort(-1, descending=True).argsort(-1).int()
         taken = step5(d, 64)
         total += float((now * taken).sum(-1).mean())
         first += float(taken[..., 0].float().mean())
@@ -482,17 +483,17 @@ for rule, options in rules.items():
 
 # %% [markdown]
 # (No. It helps in layer 24, from 0.65 to 0.75, and *hurts* in layers 2 and 12, from 0.63 to 0.58 and from 0.83 to 0.74.) The mean
-# key is a reason. What all keys share moves every product by the same, so it can decide nothing; and it moves every distance of
-# raw codes by the same. The transform spreads it over all coordinates and pushes all codes to one side. Take it off first, and
-# the two layers gain, though not all that they lost; layer 24 loses by it, 0.68. Look at token 0, the sink: in the deeper layers its
-# key is a third as long as others or less, so its codes are inner ones, never far from anything, and always read. Without the mean
-# it is often missed, and in layer 24 it holds 0.45 of the weight. The released count costs about 0.1 of the weight in every layer:
-# all four codes are in use.
+# key is a reason. What all keys share moves every product by the same, so it can decide nothing. Raw, it sits in a few channels:
+# their codes are alike for all keys and cost only these channels. The transform spreads it, so *every* coordinate is shifted, most
+# of them are stuck at one code, and keys are told apart badly. Take it off first, and the two layers gain, though not all that they
+# lost; layer 24 loses by it, 0.68. Look at token 0, the sink: in the deeper layers its key is a third as long as others or less, so
+# its codes are inner ones, never far from anything, and always read. Without the mean it is often missed, and in layer 24 it holds
+# 0.45 of the weight. The released count costs about 0.1 of the weight in every layer: all four codes are in use.
 #
 # ## Step 9. Inside the model (5 minutes)
 #
 # Perplexity of 32 tokens after a prompt of 512, every layer but the first two reading 64 tokens. One threshold for the whole
-# model, as in the released code.
+# model, as in the paper's code: that of $kH$, with the transform and without.
 #
 # *Predict:* what do thresholds of 10 do to this model?
 

@@ -3,7 +3,7 @@
 #
 # Which keys may a query skip, if nobody looks at them first? You will write the two oldest answers as functions of positions,
 # find out how many layers a token needs to reach another, and measure on a real language model how much of its attention each
-# pattern would have kept. Then you become the kernel: cut the mask into tiles, find out why a pattern that skips 97 % of the
+# pattern would have kept. Then you become the kernel: cut the mask into tiles, find out why a pattern that skips 92 % of the
 # pairs may save nothing, and write attention that reads the listed tiles and no others. At the end you mix the patterns of
 # LongNet and see that it is one softmax.
 #
@@ -109,13 +109,14 @@ print("keys of the last query:", int(keep[-1].sum()))
 print(f"pairs: {int(keep.sum())} of {64 * 65 // 2}")
 
 # %% [markdown]
-# (15: nine near ones, then gaps of 16, 24, … 56. The eighth gap is in both parts.) With $l = \sqrt N$ a query reads about
+# (15: nine near ones, then gaps of 16, 24, … 56. A gap of 8 is in both parts.) With $l = \sqrt N$ a query reads about
 # $2 \sqrt N$ keys.
 #
 # ## Step 2. A window and global tokens (5 minutes)
 #
 # An encoder looks both ways. Longformer's tokens see $w / 2$ neighbours on either side; with dilation $d$ the same number of
-# neighbours, $d$ apart. A few **global** tokens see all and are seen by all. `is_global` marks them by position.
+# neighbours, $d$ apart. A few **global** tokens see all and are seen by all. `is_global` marks them by their position in the text,
+# so `is_global[i]` is True where the query is one.
 #
 # *Predict:* 1,000 tokens, a window of 10, two global tokens. About how many pairs do the two add?
 
@@ -171,7 +172,7 @@ def reach(keep, layers):
 # %% tags=["nbval-check-output"]
 check("sparse/static_patterns/reach", reach)
 
-# %% mystnb={"image": {"alt": "Share of the text that the last token knows after 1 to 9 layers. Strided reaches 100 percent with two layers, global tokens with two, the window climbs in equal steps to 100 percent at nine, sinks and window nearly the same."}}
+# %% mystnb={"image": {"alt": "Share of the text that the last token knows after 1 to 17 layers. Strided reaches 100 percent with two layers, global tokens with two; the window climbs in equal steps to 100 percent at nine, sinks and window at ten, the window that looks both ways at sixteen."}}
 step3 = take("sparse/static_patterns/reach", reach)
 n = 256
 place = torch.arange(n)
@@ -182,19 +183,23 @@ keeps = {
     "strided, l = 16": step1(i, j, 16),
     "window of 32": (j <= i) & (i - j < 32),
     "4 sinks, window of 28": (j <= i) & ((j < 4) | (i - j < 28)),
-    "both ways 32, 2 global": step2(i, j, 32, 1, marks),
+    "both ways 16 + 16": step2(i, j, 32, 1, torch.zeros_like(marks)),
+    "the same, 2 global tokens": step2(i, j, 32, 1, marks),
 }
-known = {name: [step3(keep, x) for x in range(1, 10)] for name, keep in keeps.items()}
+known = {name: [step3(keep, x) for x in range(1, 18)] for name, keep in keeps.items()}
 pictures.reached(keeps, known)
 
 # %% [markdown]
 # (After nine: each layer adds 31 tokens, and $8 \cdot 31 = 248$.) Sinks do not help information to travel: they stand before
-# everything and can pass on nothing but themselves. Global tokens do, in an encoder, since they read the whole text first.
+# everything and can pass on nothing but themselves. Global tokens do, in an encoder, since they read the whole text first: two of
+# them turn sixteen layers into two.
 #
 # ## Step 4. What would a real model lose? (10 minutes)
 #
-# Take the full softmax of a trained model and add up the weights that lie inside a pattern: the **captured mass** $\mu$. It
-# bounds the error, exactly: $o - o_{pattern} = (1 - \mu)(\bar o_{rest} - o_{pattern})$.
+# Take the full softmax of a trained model and add up the weights that lie inside a pattern: the **captured mass** $\mu$. It gives
+# the error exactly. Let $o$ be the full output, $o_{in}$ that of a softmax over the pattern's keys alone, and $o_{out}$ over the
+# skipped ones. Then $o = \mu\, o_{in} + (1 - \mu)\, o_{out}$, so the pattern is off by
+# $o - o_{in} = (1 - \mu)(o_{out} - o_{in})$.
 #
 # *Predict:* 68 keys of up to 512. Which keeps more in a deep layer: the last 68, or the first 4 and the last 64?
 
@@ -254,13 +259,13 @@ for name, rows in mass.items():
     cells = (f"{100 * sum(r) / 9:5.0f} % ({100 * min(r):3.0f} %)  " for r in rows)
     print(f"{name:20s}" + "".join(cells))
 
-# %% mystnb={"image": {"alt": "Five rows of dots, one a head of three layers, on an axis of captured mass. First 4 and last 64 lies rightmost, random keys leftmost."}}
-pictures.masses(mass)
+# %% mystnb={"image": {"alt": "Five rows of dots, one a head of three layers told apart by colour and mark, on an axis of captured mass, with a bar for the mean. First 4 and last 64 lies rightmost, random keys leftmost."}}
+pictures.masses(mass, layers=list(caught))
 
 # %% [markdown]
 # (The first four make the difference in deep layers: tokens at the very beginning get a large weight there, whatever they
-# say. The lab on sinks is about them.) And look at the spread of the dots in one row: the same pattern keeps one head whole
-# and starves another. No fixed number of keys suits all heads.
+# say. The lab on sinks is about them.) And look at the spread of the dots in one row, the bar is their mean: the same pattern keeps
+# one head nearly whole and starves another of the same layer. No fixed number of keys suits all heads.
 #
 # ## Step 5. Tiles, not pairs (10 minutes)
 #
@@ -269,7 +274,8 @@ pictures.masses(mass)
 #
 # The last tiles may be smaller. Judge the entries that exist.
 #
-# *Predict:* `strided` with $l = 64$ keeps less than 5 % of the pairs of 4,096 tokens. How many of the tiles are of kind 0?
+# *Predict:* `strided` with $l = 64$ keeps less than 8 % of the causal pairs of 2,048 tokens. How many of the causal tiles can be
+# skipped?
 
 
 # %%
@@ -299,7 +305,7 @@ long = {
     "last 128": past & (i - j < 128),
     "first 4, last 124": past & ((j < 4) | (i - j < 124)),
 }
-print("                    pairs   tiles of 64 read   of them whole")
+print("             causal pairs   causal tiles read   of them whole")
 for name, keep in long.items():
     kind = step5(keep, 64)
     print(
@@ -308,7 +314,7 @@ for name, keep in long.items():
     )
 
 # %% [markdown]
-# (None of the causal ones: a comb with a tooth every 64 keys touches each tile of 64.) Few pairs are no merit by themselves.
+# (None: a comb with a tooth every 64 keys touches each tile of 64.) Few pairs are no merit by themselves.
 # The Sparse Transformer's code transposes the sequence, so that a tooth becomes a run; later methods choose whole blocks.
 #
 # FlexAttention asks for the same function, and finds the same tiles:
@@ -359,7 +365,8 @@ def tiled(q, k, v, keep, kind, block):
         acc = torch.zeros_like(q[:, :, rows])  # running output, not divided yet
         for b in kind[a].nonzero()[:, 0].tolist():
             cols = slice(b * block, (b + 1) * block)
-            # Scores of this tile, masked where kind[a, b] is 1; then top, total and acc.
+            # Scores of this tile, q . k over the root of D, masked where kind[a, b] is 1;
+            # then top, total and acc.
             ### BEGIN SOLUTION
             s = q[:, :, rows] @ k[:, :, cols].transpose(-1, -2) / q.shape[3] ** 0.5
             if kind[a, b] == 1:
@@ -399,8 +406,8 @@ for name, keep in long.items():
     )
 
 # %% [markdown]
-# The clock follows the tiles. And `strided` with teeth 64 apart is the slowest of all: it reads every tile, and each needs a
-# mask.
+# The clock follows the tiles, from some way below: partial tiles cost a mask, and causal attention has 496 of its 528 without.
+# `strided` with teeth 64 apart reads as many tiles as full attention and masks every one, so it cannot be faster.
 #
 # Last, the same mask function in FlexAttention, as you would use it in a model. There `torch.compile` turns it into one kernel
 # that skips empty tiles; here it runs uncompiled, which is slow and says so, but the numbers are the point: three ways, one
@@ -424,12 +431,13 @@ for name, got in (("FlexAttention", flex), ("your tiles", yours)):
 # %% [markdown]
 # ## Step 7. Mixing patterns (10 minutes)
 #
-# LongNet runs several patterns side by side: short segments in full, longer ones thinned out. Each gives an output $o^{(m)}$ and
-# the logarithm of its softmax denominator, $\mathrm{lse}^{(m)} = \log Z_m$. They are mixed by their denominators:
+# LongNet runs several patterns side by side: short segments in full, longer ones thinned out, every second or fourth row of
+# queries, keys and values alike. Each gives an output $o^{(m)}$ and the logarithm of its softmax denominator,
+# $\mathrm{lse}^{(m)} = \log Z_m$. They are mixed by their denominators:
 #
 # $$ o = \sum_m \frac{Z_m}{\sum_{m'} Z_{m'}} \, o^{(m)} . $$
 #
-# A pattern that skips a row has $\mathrm{lse} = -\infty$ there. Where all skip it, the output is 0.
+# A pattern that skips a row has $\mathrm{lse} = -\infty$ and an output of 0 there. Where all skip it, the output is 0.
 #
 # *Predict:* if a key is in two patterns, does the mix equal one softmax over the union?
 
@@ -474,16 +482,20 @@ for keep in masks:
     lses.append(lse)
 got = step7(torch.stack(outs), torch.stack(lses))
 times_seen = sum(keep.float() for keep in masks)
-for name, count in (("union", times_seen.clamp(max=1)), ("keys counted", times_seen)):
+counts = {
+    "each key once": times_seen.clamp(max=1),
+    "each key as often as patterns show it": times_seen,
+}
+for name, count in counts.items():
     w = count * torch.exp(s)
     same = torch.allclose(got, w @ v / w.sum(-1, keepdim=True), atol=1e-5)
-    print(f"one softmax over the {name}: {same}")
+    print(f"is it one softmax, {name}? {same}")
 print(
     "keys a row, on average:", round(float(times_seen.sum() / n), 1), "of", (n + 1) / 2
 )
 
 # %% [markdown]
-# (No: it equals one softmax in which that key counts twice.)
+# (No: it equals one softmax in which that key counts twice. Its $e^s v$ is in the sums of both patterns, and its $e^s$ in both $Z$.)
 #
 # ## Step 8. What it saves in decode (5 minutes)
 #
@@ -521,9 +533,9 @@ if my_bytes is not None:
 # | question | the papers say | measured here |
 # |---|---|---|
 # | How few keys suffice to reach all? | $2\sqrt N$ in two layers (Child et al., 2019) | two layers, in step 3 |
-# | What is skipped is saved? | $O(N \sqrt N)$ FLOPs | of pairs; in tiles of 64, $l = 64$ saves nothing |
-# | Do global tokens matter? | much (Beltagy et al., 2020) | they turn nine layers into two |
-# | Which keys matter to a trained model? | | the near ones and the very first; combs add little to their local part |
+# | What is skipped is saved? | $O(N \sqrt N)$ FLOPs | in pairs, yes; in tiles of 64, $l = 64$ saves nothing |
+# | Do global tokens matter? | much (Beltagy et al., 2020) | two of them turn sixteen layers into two |
+# | Which keys matter to a trained model? | not their question: they train with the pattern | the near ones and the very first; combs add little to their local part |
 # | Is LongNet another attention? | mixed by denominators (Ding et al., 2023) | one softmax, shared keys counted twice |
 #
 # ## Questions

@@ -9,11 +9,12 @@
 # **You will be able to** explain the collapse as a missing term of a denominator; keep keys so that their positions can be
 # counted inside the cache; say what re-indexing changes and what it doesn't; and tell a stream from a memory.
 #
-# **Before:** the lab *Static patterns*, and what rotary positions are: `rotate(x, positions, base=...)` turns queries or keys by
-# their positions; turning by $a$ and then by $b$ is turning by $a + b$. The paper: *Efficient Streaming Language Models with
-# Attention Sinks* (Xiao et al., 2024).
+# **Before:** the lab *Static patterns*, and what rotary positions are: `rotate(x, positions, base=...)` turns queries or keys
+# `x [..., N, D]` by their `positions`, a tensor with one entry a token (`torch.tensor([5])` for a single one); turning by $a$ and
+# then by $b$ is turning by $a + b$, and `base` sets how fast the channels turn, 10,000 or more in a model. The paper: *Efficient
+# Streaming Language Models with Attention Sinks* (Xiao et al., 2024).
 #
-# **Time:** 75 to 90 minutes; solved, the notebook runs in about a minute on two CPU cores.
+# **Time:** 80 to 100 minutes; solved, the notebook runs in about a minute on two CPU cores.
 # **Hardware:** none needed. Without a GPU the kernel runs in Triton's interpreter (same numbers, not the same speed); with one
 # it is compiled. On Colab, choose the GPU runtime *before* you start (Runtime → Change runtime type), and save a
 # copy (File → Save a copy in Drive), or what you write is gone when the tab is.
@@ -113,7 +114,7 @@ print("keys read:", step1(i, torch.arange(101), 4, 8).sum(-1).tolist())
 # SmolLM2-135M reads 512 tokens of Python's documentation, with full attention. For the last 256 queries we add up the weight on
 # tokens 0 to 3, layer by layer. An even spread would be about 1 %.
 #
-# *Predict:* how much is it in a middle layer? And the value of token 0, is it longer or shorter than others?
+# *Predict:* do all layers do it? And the value of token 0, is it longer or shorter than others?
 
 # %% mystnb={"image": {"alt": "Top: weight on the first four tokens and on token 0 alone, by layer; small in the first layers, about 10 percent in layers 3 to 9, 28 to 61 percent from layer 12 on. Bottom: length of token 0's value over the median, by layer; near 1 in the first layers, near 0.2 in most others."}}
 from effattn_lab.models import smollm2
@@ -127,7 +128,7 @@ pictures.layers(layers)
 
 # %% tags=["nbval-check-output"]
 print("layer   weight on 0 to 3   on 0   heads above half   value 0 / median")
-for n in (0, 1, 10, 20, 29):
+for n in (0, 5, 11, 15, 20, 29):
     r = layers[n]
     print(
         f"{n:5d} {100 * r['mass']:14.0f} % {100 * r['token_0']:7.0f} % {100 * r['heads']:12.0f} %"
@@ -135,6 +136,9 @@ for n in (0, 1, 10, 20, 29):
     )
 
 # %% [markdown]
+# (No: little in the first layers, a tenth up to layer 9, next to nothing in layers 10 and 11, and then 28 to 61 %. Where there
+# is weight, the value is short; where there is none, as in layer 11, it is not.)
+#
 # Much weight on a short value: that is how a head says *nothing*. It cannot give its weight to nobody, since softmax sums to 1.
 # And the only token that every query sees is the first.
 #
@@ -148,7 +152,7 @@ for n in (0, 1, 10, 20, 29):
 # $$ \mathrm{softmax}_1(s)_j = \frac{e^{s_j}}{1 + \sum_i e^{s_i}} . $$
 #
 # As if there were one more key, with score 0 and value 0. Write it so that neither large nor very negative scores break it: what
-# becomes of the 1 when you subtract a maximum? And which maximum, if all scores are $-500$?
+# becomes of the 1 when you subtract a maximum? And which maximum, if all scores of a row are $-\infty$, as in a masked row?
 
 
 # %%
@@ -226,6 +230,7 @@ def step(keys, values, q, k, v, t, sinks, budget, base):
     """out [B, H, 1, D], and the cache afterwards.
 
     keys, values [B, H, n, D]: the cache, keys without turn. q, k, v [B, H, 1, D]: token t, q and k turned by t.
+    t, sinks, budget are whole numbers. Scores are q . k over the root of D.
     """
     ### BEGIN SOLUTION
     keys = torch.cat([keys, rotate(k, torch.tensor([-t]), base=base)], dim=2)
@@ -251,7 +256,8 @@ check("sparse/streaming/step", step)
 # ## Step 6. In a real model (10 minutes)
 #
 # Your step becomes the cache of all thirty layers. A prompt of 48 tokens is read in full; then token after token comes through
-# your cache of 48. We ask how well the model predicts the next 32 tokens of the text, once with no sinks, once with four.
+# your cache of 48. We ask how well the model predicts the next 32 tokens of the text, once with no sinks, once with four. The loss
+# is in nats, natural logarithms: $e$ to the loss is the perplexity.
 #
 # *Predict:* which costs more, the tokens that are missing, or the one token that was the sink?
 
@@ -297,11 +303,12 @@ for name, loss in found.items():
     print(f"{name:11s} {loss.nats:5.1f} nats a token, {loss.read:3.0f} keys read")
 
 # %% [markdown]
-# Every number of these three lines comes from the same text; only what was evicted differs. With sinks the model reads no more
-# keys than without, and predicts better.
+# (The one token. With sinks the loss is that of the full cache to the digit shown; without it is higher by two nats, a perplexity
+# eight times as large.) Every number of these three lines comes from the same text; only what was evicted differs. With sinks the
+# model reads no more keys than without. (The full cache reads 49 to 80, 64 on average.)
 #
 # **The longer experiment** reads 1,024 tokens with a budget of 256 for every number of sinks and three counts of positions
-# (`python -m effattn_lab.sparse.streaming_experiment --write`, some five minutes). Its record is in the book's package. `far`
+# (`python -m effattn_lab.sparse.streaming_experiment --write`, some five minutes). Its record is in the book's package. "Far away"
 # shows the sinks as a stream sees them after 65,000 tokens, if positions are those of the text.
 #
 # *Predict:* how many sinks does *this* model need? And does it matter, inside 1,024 tokens, how positions are counted?
@@ -322,7 +329,14 @@ for s in study.SINKS:
     print(f"{s:5d}" + "".join(f"{x:13.1f}" for x in row))
 
 # %% [markdown]
-# (One. Without any the perplexity nearly doubles; with one it is close to full attention's, and more add little. Llama-2 is another
+# And when does the damage come? The same losses along the text:
+
+# %% mystnb={"image": {"alt": "Nats a token along the text for full attention, no sinks and four sinks. The three curves coincide up to token 256, where a dotted line stands; from there on the curve without sinks lies well above the other two."}}
+pictures.runs(record)
+
+# %% [markdown]
+# (One sink is enough. Without any the perplexity nearly doubles, from the first eviction on; with one it is close to full
+# attention's, and more add little. With the budget of 48 above it grew eightfold: less was left to lean on. Llama-2 is another
 # model: there the window alone is ruin, and four are better than one. Inside the trained length the count of positions makes no
 # difference. Far beyond it, sinks at their text positions are *worse than none*, presumably since their scores are arbitrary.)
 #
@@ -396,13 +410,14 @@ def streaming_kernel(
     q = tl.load(q_ptr + row * D + channels, mask=row < seqlen_q, other=0.0)
     begin = start + seqlen_k - seqlen_q  # position of the tile's first query
     pos = (begin + tile)[:, None]  # positions of its queries, a column
-    # first, end and sink_tiles, as in step 7; end at most tl.cdiv(seqlen_k, BLOCK).
+    # sink_tiles, first and end, as in step 7; end at most tl.cdiv(seqlen_k, BLOCK).
+    # begin need not be a multiple of BLOCK.
     ### BEGIN SOLUTION
     first = tl.maximum(begin - window + 1, 0) // BLOCK
     end = tl.minimum((begin + BLOCK - 1) // BLOCK + 1, tl.cdiv(seqlen_k, BLOCK))
     sink_tiles = tl.minimum(tl.cdiv(sinks, BLOCK), first)
     ### STUB
-    #| first, end, sink_tiles = ...  # your code
+    #| sink_tiles, first, end = ...  # your code
     ### END SOLUTION
     top = tl.full([BLOCK], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
@@ -415,7 +430,7 @@ def streaming_kernel(
         v = tl.load(v_ptr + at * D + channels, mask=at < seqlen_k, other=0.0)
         s = scale * tl.dot(q, tl.trans(k), input_precision="ieee")
         j = col[None, :]  # positions of these keys, a row
-        # see [BLOCK, BLOCK]: which pairs, as in step 1.
+        # see [BLOCK, BLOCK]: which pairs, as in step 1 (with & and |, not and, or).
         ### BEGIN SOLUTION
         see = (j <= pos) & ((j < sinks) | (pos - j < window))
         ### STUB
@@ -479,13 +494,16 @@ else:
     print("restart, and run everything above again.")
 
 # %% [markdown]
+# (16 tiles of queries come in and go out, 64 KiB. 58 tiles of keys and as many of values are read, 2 KiB each: 232 KiB. Together
+# 303,104 bytes.)
+#
 # ## Step 9. X-ray (5 minutes)
 #
-# What does a compiler make of *your* kernel on a T4, an A100 and an H100, at 64 dimensions, for tiles of 16 and of 64? (255
-# registers a thread are the most there is; what does not fit spills to slow memory. A kernel of your own takes half a minute
-# the first time.)
+# What does a compiler make of *your* kernel on a T4, an A100 and an H100, at 64 dimensions, for tiles of 16 and of 64? What a
+# thread cannot hold in registers spills to slow memory, and is counted in bytes a thread. (A kernel of your own takes half a
+# minute the first time.)
 #
-# *Predict:* with a window of 256, which tile reads fewer keys that nobody sees?
+# *Predict:* which of the six spills? And with a window of 256, which tile reads fewer keys that nobody sees?
 
 # %%
 from effattn_lab.exercises.sparse.streaming import reference_kernel
@@ -535,8 +553,12 @@ except (RuntimeError, ValueError) as error:
 show(xrays)
 
 # %% [markdown]
-# (Tiles of 16: at most 15 keys too many at either edge. But a tile of 64 uses each byte of K and V for four times as many queries.)
-# Triton makes no tensor-core code for the T4.
+# (The T4 with tiles of 64: Triton makes no tensor-core code for it, so products become ordinary multiply-adds, and their operands
+# do not fit. It wants small tiles. The last column counts instructions in the code, not work: one of the H100's own does a product
+# for 64 rows at once, so 8 of them do what takes an A100 64; with 16 rows it falls back on the A100's kind.)
+#
+# (Fewer unseen keys: tiles of 16, at most 15 too many at either edge. But a tile of 64 uses each byte of K and V for four times as
+# many queries.)
 #
 # ## Step 10. What a stream costs (5 minutes)
 #
@@ -570,7 +592,7 @@ if my_mib is not None:
 # | question | the paper says | measured here |
 # |---|---|---|
 # | Is there a sink? | the first tokens take most of the weight | 28 to 61 % of it from layer 12 on, nearly all on token 0 |
-# | Does a window collapse without it? | 5,158 against 5.40 (Llama-2-13B) | perplexity nearly doubles, at the first eviction |
+# | Does a window collapse without it? | 5,158 against 5.40 (Llama-2-13B) | yes, at the first eviction: budget 256 perplexity × 1.9, 48 × 8 |
 # | How many sinks? | four for Llama-2, one for Falcon, MPT, Pythia | one |
 # | Do positions matter? | count them inside the cache | not inside the trained length; far beyond it they decide |
 # | Does the stream remember? | no | the cache holds 1,024 tokens |
