@@ -124,7 +124,7 @@ def _select_mutant(fault: str, weight: torch.Tensor, tau: float) -> torch.Tensor
 SELECT = Exercise(
     id="sparse/block_sparse/select",
     title="the fewest blocks that hold a share of the weight",
-    signature="select(weight [B, H, n, n], tau) -> keep [B, H, n, n], bool",
+    signature="select(weight [B, H, m, m], tau) -> keep [B, H, m, m], bool",
     outputs=(Output("keep", "bool"),),
     make_inputs=_select_inputs,
     reference=_select_reference,

@@ -316,8 +316,6 @@ def _fine_mutant(
         weights = (shared / stride).to(p.dtype)
     if fault == "two strides at most":
         weights = (shared.clamp(max=2 * stride) / stride).to(p.dtype)
-    if fault == "blocks counted from c":
-        weights = weights[:, : max(1, -(-((c - 1) * stride + length) // select))]
     score = p @ weights
     if fault == "masked again":
         score = score * (first <= torch.arange(n)[:, None])
@@ -369,8 +367,6 @@ FINE = Exercise(
             "stride forgotten": "Compressed blocks begin every d tokens, not every l.",
             "last block dropped": "The last block, which is not full, has no score.",
             "two strides at most": "Overlaps are cut off at two strides. That is the most for l = 2 d alone.",
-            "blocks counted from c": "The number of blocks comes from the compressed blocks, which may end before "
-            "the text: m = ceil(N / l').",
             "masked again": "Scores of later blocks are set to 0. p holds its mask already: share out what it says.",
             "one head of a group": "Only the first head of each group counts: sum over all of them.",
             "heads of a group apart": "The sum runs over heads of different groups. Heads h groups .. h groups + "
