@@ -72,7 +72,7 @@ def _serve_inputs(rng: np.random.Generator) -> list[Case]:
     alone.kwargs["chosen"][8:, 1] = False  # type: ignore[index]
     foreign = case("only earlier blocks chosen", 40, 5, 3)
     own = torch.arange(40)[:, None] // 5 == torch.arange(8)
-    foreign.kwargs["chosen"][5:] &= ~own[5:]  # type: ignore[index]
+    foreign.kwargs["chosen"][5:] &= ~own[5:]  # type: ignore[index,operator]
     return [
         case("softmax over what was chosen", 40, 5, 3),
         case("a last block that is not full", 27, 5, 3),

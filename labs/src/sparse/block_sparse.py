@@ -597,10 +597,10 @@ for name, row in record["again"].items():
 #
 # ## Step 8. A kernel over a list (15 minutes)
 #
-# A kernel gets the choice as a list: for each head and block of queries `count` numbers of blocks, in `index`. One program takes one
-# block of queries and walks its list, whose entries come in any order. `line` is the number of its line; a line has
-# room for `width` entries. Write the loop: how many blocks, which block, the mask, and the update of step 5 in Triton's words (`tl.maximum`, `tl.max(s, 1)`, `tl.exp`, `tl.sum`,
-# `tl.dot(p.to(v.dtype), v, input_precision="ieee")`).
+# A kernel gets the choice as a list: for each head and block of queries `count` numbers of blocks, in `index`. One program takes
+# one block of queries and walks its list, whose entries come in any order. `line` is the number of its line; a line has room for
+# `width` entries. Write the loop: how many blocks, which block, the mask, and the update of step 5 in Triton's words (`tl.maximum`,
+# `tl.max(s, 1)`, `tl.exp`, `tl.sum`, `tl.dot(p.to(v.dtype), v, input_precision="ieee")`).
 #
 # Only the own block needs a mask; comparing positions in all of them costs little and is simpler.
 #
