@@ -83,7 +83,7 @@ ROOMS = {
 
 
 # Pages of a part that compare its mechanisms and so belong to no single system of the map.
-STUDIES = {"linear/recall"}
+STUDIES = {"linear/recall", "sparse/budget"}
 
 
 def extension(name: str) -> Any:

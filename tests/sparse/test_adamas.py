@@ -32,19 +32,20 @@ def draw(n, seed=0, heads=4, kv_heads=2, dim=64, dtype=torch.float64, size=1.0):
 
 @pytest.mark.parametrize("dim", [1, 2, 16, 64, 128])
 def test_transform_is_the_orthonormal_matrix(dim):
-    x, y = torch.randn(2, 3, 5, dim, dtype=torch.float64)
+    x, y = torch.randn(2, 3, 5, dim, generator=torch.Generator().manual_seed(dim), dtype=torch.float64)
     h = matrix(dim) / dim**0.5
     torch.testing.assert_close(codes.hadamard(x), x @ h, rtol=0, atol=1e-12)
     torch.testing.assert_close(codes.hadamard(codes.hadamard(x)), x, rtol=0, atol=1e-12)
     products = (codes.hadamard(x) * codes.hadamard(y)).sum(-1)
     torch.testing.assert_close(products, (x * y).sum(-1), rtol=0, atol=1e-12)
     if dim > 2:
-        assert ((codes.hadamard(x).abs().sum(-1) - x.abs().sum(-1)).abs() > 1e-3).all(), "L1 is not kept"
+        moved = (codes.hadamard(x).abs().sum(-1) - x.abs().sum(-1)).abs()
+        assert moved.median() > 0.1, "L1 is not kept"  # of single vectors it may be, by chance
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_transform_in_other_precisions(dtype):
-    x = torch.randn(7, 64).to(dtype)
+    x = torch.randn(7, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
     got = codes.hadamard(x)
     assert got.dtype == dtype
     torch.testing.assert_close(
