@@ -124,7 +124,7 @@ def _select_mutant(fault: str, weight: torch.Tensor, tau: float) -> torch.Tensor
 SELECT = Exercise(
     id="sparse/block_sparse/select",
     title="the fewest blocks that hold a share of the weight",
-    signature="select(weight [B, H, n, n], tau) -> keep [B, H, n, n], bool",
+    signature="select(weight [B, H, m, m], tau) -> keep [B, H, m, m], bool",
     outputs=(Output("keep", "bool"),),
     make_inputs=_select_inputs,
     reference=_select_reference,
@@ -211,8 +211,8 @@ def _gate_reference(q: torch.Tensor, k: torch.Tensor, block: int, top_k: int) ->
 
 
 def _gate_inputs(rng: np.random.Generator) -> list[Case]:
-    def case(name: str, n: int, block: int, top_k: int, *, drift: float = 0.0) -> Case:
-        q, k = normal(rng, 2, 2, n, 8, size=1.5), normal(rng, 2, 2, n, 8)
+    def case(name: str, n: int, block: int, top_k: int, *, size: float = 1.5, drift: float = 0.0) -> Case:
+        q, k = normal(rng, 2, 2, n, 8, size=size), normal(rng, 2, 2, n, 8)
         if drift:  # every later key fits every query better
             q = q.abs()
             k = k + torch.linspace(-drift, drift, n)[:, None]
@@ -226,6 +226,7 @@ def _gate_inputs(rng: np.random.Generator) -> list[Case]:
         case("fewer blocks than top_k", 14, 4, 9),
         case("one token", 1, 4, 3),
         case("blocks of one token", 9, 1, 4),
+        case("huge scores", 40, 4, 6, size=100.0),
     ]
 
 
@@ -260,6 +261,9 @@ def _gate_mutant(fault: str, q: torch.Tensor, k: torch.Tensor, block: int, top_k
         count = top_k
     best = score.topk(min(count, len(at)), dim=-1)
     real = ~best.values.isneginf()
+    if fault == "through a softmax":
+        best = torch.softmax(score, dim=-1).nan_to_num(0.0).topk(min(count, len(at)), dim=-1)
+        real = best.values > 0
     if fault == "-inf chosen":
         real = torch.ones_like(real)
     chosen = torch.zeros_like(score, dtype=torch.bool).scatter(-1, best.indices, real)
@@ -288,6 +292,7 @@ GATE = Exercise(
         "fewer blocks than top_k": "Where there are not so many blocks before, all of them are taken and no other.",
         "one token": "One token, one block.",
         "blocks of one token": "With blocks of one token the means are the keys: the best keys and the query's own.",
+        "huge scores": "Scores of some hundreds: rank them as they are. A softmax turns the smaller ones to 0.",
     },
     tolerance=EXACT,
     mutants=mutants(
@@ -307,6 +312,8 @@ GATE = Exercise(
             "win.",
             "sum of all keys so far": "The sum runs over all keys so far: each block has a mean of its own.",
             "size of the score": "Blocks are ranked by |q . mean|. A very negative score means little weight.",
+            "through a softmax": "Blocks are ranked by a softmax of the scores, where far smaller ones turn 0. "
+            "Rank the scores themselves.",
             "the worst": "The blocks with the smallest scores are chosen.",
         },
     ),

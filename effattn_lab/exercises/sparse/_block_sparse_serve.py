@@ -70,6 +70,9 @@ def _serve_inputs(rng: np.random.Generator) -> list[Case]:
     unread.kwargs["v"][8] = float("inf")  # type: ignore[index]  # the first key of block 2
     alone = case("a block that only its own queries read", 20, 4, 2)
     alone.kwargs["chosen"][8:, 1] = False  # type: ignore[index]
+    foreign = case("only earlier blocks chosen", 40, 5, 3)
+    own = torch.arange(40)[:, None] // 5 == torch.arange(8)
+    foreign.kwargs["chosen"][5:] &= ~own[5:]  # type: ignore[index,operator]
     return [
         case("softmax over what was chosen", 40, 5, 3),
         case("a last block that is not full", 27, 5, 3),
@@ -79,6 +82,7 @@ def _serve_inputs(rng: np.random.Generator) -> list[Case]:
         case("rising scores", 32, 4, 4, drift=5.0),
         case("huge scores", 24, 4, 3, size=12.0),
         case("one token", 1, 4, 3),
+        foreign,
     ]
 
 
@@ -137,6 +141,8 @@ def _serve_mutant(
         if fault == "last block dropped" and b and b == chosen.shape[1] - 1:
             break
         rows = chosen[:, b].nonzero()[:, 0]
+        if fault == "own block always served":
+            rows = (chosen[:, b] | (place // block == b)).nonzero()[:, 0]
         if fault == "own block not served":
             rows = rows[rows // block != b]
         if not len(rows):
@@ -192,6 +198,8 @@ SERVE = Exercise(
         "rising scores": "When the maximum of a query rises, its sum and output shrink by e^(old - new).",
         "huge scores": "Subtract the running maximum before the exponential.",
         "one token": "One query, one key: the output is its value.",
+        "only earlier blocks chosen": "chosen alone says who reads what. Here no query beyond the first block chose "
+        "its own.",
     },
     tolerance=Tolerance(3e-5, 3e-5, "softmax of up to 20 float32 scores in another order."),
     loose={
@@ -216,6 +224,7 @@ SERVE = Exercise(
             "blocks of a query share one denominator.",
             "last block wins": "A block overwrites what earlier blocks gave: add to it.",
             "last block dropped": "The last block serves nobody.",
+            "own block always served": "A block serves its own queries although they did not choose it.",
             "own block not served": "A block serves the later queries that chose it, but not its own.",
         },
     ),
@@ -237,7 +246,7 @@ SERVE = Exercise(
 
 
 def fine_scores(p: torch.Tensor, groups: int, length: int, stride: int, select: int) -> torch.Tensor:
-    """Weights of compressed blocks, shared out to selectable ones, summed over a group of heads."""
+    """Weights of compressed blocks, shared out to selectable ones, summed over a group of ``groups`` heads."""
     n = p.shape[2]
     begin = torch.arange(p.shape[3])[:, None] * stride
     first = torch.arange(-(-n // select)) * select
@@ -262,12 +271,13 @@ def _fine_reference(
 
 def _fine_inputs(rng: np.random.Generator) -> list[Case]:
     def case(
-        name: str, n: int, length: int, stride: int, select: int, *, hkv: int = 2, groups: int = 2
-    ) -> Case:
+        name: str, n: int, length: int, stride: int, select: int, *,
+        hkv: int = 2, groups: int = 2, causal: bool = True,
+    ) -> Case:  # fmt: skip
         count = max(0, (n - length) // stride + 1)
         s = normal(rng, 2, hkv * groups, n, count, size=1.5)
         seen = torch.arange(count) * stride + length - 1 <= torch.arange(n)[:, None]
-        p = torch.softmax(s.masked_fill(~seen, NEG_INF), dim=-1).nan_to_num(0.0)
+        p = torch.softmax(s.masked_fill(~seen, NEG_INF) if causal else s, dim=-1).nan_to_num(0.0)
         return Case(name, {"p": p, "groups": groups, "length": length, "stride": stride, "select": select})
 
     return [
@@ -277,6 +287,9 @@ def _fine_inputs(rng: np.random.Generator) -> list[Case]:
         case("one group", 32, 8, 4, 8, hkv=1, groups=4),
         case("a last block that is not full", 43, 8, 4, 16),
         case("no whole compressed block", 6, 8, 4, 8),
+        case("a last block beyond the compressed ones", 70, 32, 16, 64),
+        case("compressed blocks of four strides", 64, 16, 4, 32),
+        case("all blocks weighted by all queries", 40, 8, 4, 16, causal=False),
     ]
 
 
@@ -301,7 +314,11 @@ def _fine_mutant(
         begin = torch.arange(c)[:, None] * length
         shared = (torch.minimum(begin + length, first + select) - torch.maximum(begin, first)).clamp(min=0)
         weights = (shared / stride).to(p.dtype)
+    if fault == "two strides at most":
+        weights = (shared.clamp(max=2 * stride) / stride).to(p.dtype)
     score = p @ weights
+    if fault == "masked again":
+        score = score * (first <= torch.arange(n)[:, None])
     if fault == "last block dropped" and n > select:
         score[..., n // select :] = 0
     if fault == "heads of a group apart":
@@ -331,6 +348,10 @@ FINE = Exercise(
         "one group": "Scores are summed over the heads of a group, which share keys; m = ceil(N / l').",
         "a last block that is not full": "The last block counts too: m = ceil(N / l').",
         "no whole compressed block": "Without a compressed block (c = 0) all scores are 0.",
+        "a last block beyond the compressed ones": "The last tokens may lie in no compressed block: their block "
+        "counts, with score 0. m = ceil(N / l'), not from c.",
+        "compressed blocks of four strides": "With l = 4 d a compressed block shares up to four strides.",
+        "all blocks weighted by all queries": "p holds its mask already. Share out what it says, whoever asks.",
     },
     tolerance=Tolerance(2e-5, 2e-5, "sums of up to 24 weights, each at most 2, in float32."),
     mutants=mutants(
@@ -345,6 +366,8 @@ FINE = Exercise(
             "strides: tokens over d.",
             "stride forgotten": "Compressed blocks begin every d tokens, not every l.",
             "last block dropped": "The last block, which is not full, has no score.",
+            "two strides at most": "Overlaps are cut off at two strides. That is the most for l = 2 d alone.",
+            "masked again": "Scores of later blocks are set to 0. p holds its mask already: share out what it says.",
             "one head of a group": "Only the first head of each group counts: sum over all of them.",
             "heads of a group apart": "The sum runs over heads of different groups. Heads h groups .. h groups + "
             "groups - 1 share keys: unflatten(1, (-1, groups)), then sum axis 2.",

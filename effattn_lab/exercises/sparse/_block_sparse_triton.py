@@ -53,16 +53,25 @@ def _reference(
 
 
 def _list(
-    rng: np.random.Generator, batch: int, heads: int, n: int, most: int, never: int = -1
+    rng: np.random.Generator,
+    batch: int,
+    heads: int,
+    n: int,
+    most: int,
+    never: int = -1,
+    own_first: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """For each block of queries its own and up to ``most - 1`` earlier ones, ascending; the rest is no entry."""
+    """For each block of queries its own and up to ``most - 1`` earlier ones; the rest is no entry.
+
+    Ascending; with ``own_first`` the own block comes first and the others in any order.
+    """
     m = -(-n // _BLOCK)
     index = torch.from_numpy(rng.integers(0, m, (batch, heads, m, most))).int()
     count = torch.zeros(batch, heads, m, dtype=torch.int32)
     for line in np.ndindex(batch, heads, m):
         own = line[2]
         before = rng.permutation([x for x in range(own) if x != never])[: int(rng.integers(most // 2, most))]
-        names = sorted([*before.tolist(), own])
+        names = [own, *before.tolist()] if own_first else sorted([*before.tolist(), own])
         index[(*line, slice(len(names)))] = torch.tensor(names, dtype=torch.int32)
         count[line] = len(names)
     return index, count
@@ -71,11 +80,11 @@ def _list(
 def _inputs(rng: np.random.Generator) -> list[Case]:
     def case(
         name: str, n: int, most: int = 3, *, hq: int = 1, hkv: int = 1, batch: int = 1, size: float = 1.5,
-        never: int = -1, dtype: torch.dtype = torch.float32,
+        never: int = -1, own_first: bool = False, dtype: torch.dtype = torch.float32,
     ) -> Case:  # fmt: skip
         q, k = normal(rng, batch, hq, n, 16, size=size), normal(rng, batch, hkv, n, 16, size=size)
         v = normal(rng, batch, hkv, n, 16)
-        index, count = _list(rng, batch, hq, n, most, never)
+        index, count = _list(rng, batch, hq, n, most, never, own_first)
         if never >= 0:
             for x in (k, v):  # its own queries read it too: they are left out of the list's rows below
                 x[:, :, never * _BLOCK : (never + 1) * _BLOCK] = float("inf")
@@ -90,6 +99,8 @@ def _inputs(rng: np.random.Generator) -> list[Case]:
         case("blocks not listed are not read", 90, never=2),
         case("each head its own list", 80, batch=2, hq=2, hkv=1),
         case("half-precision inputs", 50, size=1.0, dtype=torch.float16),
+        case("entries in any order", 80, 4, own_first=True),
+        case("huge scores", 48, size=12.0),
     ]
 
 
@@ -142,6 +153,10 @@ TRITON_FORWARD = Exercise(
         "blocks not listed are not read": "Keys and values of a block that no line names hold infinities.",
         "each head its own list": "line counts blocks of queries over all heads: head * blocks + own.",
         "half-precision inputs": "The dots add up in float32; p is rounded to v's type before it meets v.",
+        "entries in any order": "The own block comes first here. Compare positions in every block, not in the last "
+        "entry alone.",
+        "huge scores": "Subtract the running maximum of each row before tl.exp: e^s overflows, and far below another "
+        "row's maximum it is 0.",
     },
     tolerance=Tolerance(
         1e-4,
@@ -151,7 +166,10 @@ TRITON_FORWARD = Exercise(
     loose={
         "half-precision inputs": Tolerance(
             4e-3, 4e-3, "weights are rounded to fp16 before they meet the values, 5e-4 of their size."
-        )
+        ),
+        "huge scores": Tolerance(
+            2e-3, 2e-3, "scores of some hundreds in float32: rounding moves a weight by 1e-4 of itself."
+        ),
     },
     probes=probes(
         _reference,
@@ -178,6 +196,12 @@ TRITON_FORWARD = Exercise(
                 "no mask in the own block": "Queries see later keys of their own block: col <= row.",
                 "masked by place in the list": "Keys are compared by their place in the list. Their position is "
                 "block * BLOCK + tile.",
+                "masked in the last entry alone": "Only the last entry of a line is masked. Entries have no order: "
+                "compare positions in every block.",
+                "own token hidden": "A query does not see its own key: col <= row, not <.",
+                "no maximum": "No maximum is subtracted: e^s overflows for large scores.",
+                "one maximum a tile": "One maximum is subtracted in the whole tile. A row far below it sums to 0: "
+                "tl.max(s, 1), one for each row.",
                 "output not rescaled": "acc is not multiplied by e^(old - new) when the maximum moves.",
             },
         ),

@@ -55,19 +55,33 @@ def faulty_kernel(
             s = tl.where(col[None, :] < seqlen, s, float("-inf"))
         elif FAULT == "masked by place in the list":
             s = tl.where((t * BLOCK + tile)[None, :] <= row, s, float("-inf"))
+        elif FAULT == "masked in the last entry alone":
+            s = tl.where(
+                (col[None, :] <= row) | ((t < count - 1) & (col < seqlen)[None, :]), s, float("-inf")
+            )
+        elif FAULT == "own token hidden":
+            s = tl.where(col[None, :] < row, s, float("-inf"))
         else:
             s = tl.where(col[None, :] <= row, s, float("-inf"))
         new = tl.maximum(top, tl.max(s, 1))
+        if FAULT == "no maximum":
+            new = tl.zeros([BLOCK], tl.float32)
+        if FAULT == "one maximum a tile":
+            new = tl.maximum(top, tl.max(tl.max(s, 1), 0))
         origin = tl.where(new == float("-inf"), 0.0, new)
         p = tl.exp(s - origin[:, None])
         old = tl.exp(top - origin)
+        if FAULT == "no maximum":
+            old = tl.zeros([BLOCK], tl.float32) + 1.0
         total = total * old + tl.sum(p, 1)
         if FAULT == "output not rescaled":
             acc = acc + tl.dot(p.to(v.dtype), v, input_precision="ieee")
         else:
             acc = acc * old[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
         top = new
-    out = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    if FAULT != "no maximum" and FAULT != "one maximum a tile":
+        total = tl.where(total == 0.0, 1.0, total)
+    out = acc / total[:, None]
     tl.store(out_ptr + row * D + channels, out.to(out_ptr.dtype.element_ty), mask=row < seqlen)
 
 

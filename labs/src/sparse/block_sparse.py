@@ -14,7 +14,7 @@
 # *XAttention* (Xu et al., 2025), *MoBA: Mixture of Block Attention* (Lu et al., 2025), *Native Sparse Attention* (Yuan et al.,
 # 2025).
 #
-# **Time:** 75 to 90 minutes; solved, the notebook runs in about a minute on two CPU cores.
+# **Time:** 80 to 100 minutes; solved, the notebook runs in about a minute on two CPU cores.
 # **Hardware:** none needed. Without a GPU the kernels run in Triton's interpreter (same numbers, not the same speed); with one
 # they are compiled. On Colab, choose the GPU runtime *before* you start (Runtime → Change runtime type), and save a
 # copy (File → Save a copy in Drive), or what you write is gone when the tab is.
@@ -83,14 +83,17 @@ from effattn_lab.figures import block_sparse_lab as pictures
 # %% [markdown]
 # ## Step 1. One number for a tile (10 minutes)
 #
-# XAttention cuts the score matrix into tiles of $S \times S$ and wants one number for each. Not a mean of $S^2$ scores, which would
-# cost as much as all of them, but the sum along one antidiagonal:
+# XAttention cuts the score matrix into tiles of $S \times S$ and wants one number for each: the sum along one antidiagonal.
 #
 # $$ T_{nm} = \frac{1}{S \sqrt D} \sum_{a=0}^{S-1} q_{nS + S - 1 - a} \cdot k_{mS + a} . $$
 #
 # An antidiagonal meets every column of its tile once. And the sum is a single dot product, if you lay $S$ rows side by side: the
 # keys in order, the queries in reverse. So all tiles are one matrix product of width $S D$. Rows beyond the end of the text count
 # 0.
+#
+# Why this number? The largest of the $S^2$ scores, or the weight that they get from a softmax, would cost as much as all of them.
+# Their mean is cheaper still, one product of the mean query and the mean key, but a single strong pair counts $1 / S^2$ in it and
+# $1 / S$ here. Step 7 tries both.
 #
 # *Predict:* a head in which every query looks at the key $d$ tokens before it and nowhere else, $S = 8$. Which $d$ does $T$ see?
 
@@ -111,8 +114,7 @@ check("sparse/block_sparse/antidiagonal", antidiagonal)
 
 # %% tags=["nbval-check-output"]
 step1 = take("sparse/block_sparse/antidiagonal", antidiagonal)
-n = 64
-unit = torch.eye(n)[None, None]  # key j is the j-th unit vector
+unit = torch.eye(64)[None, None]  # key j is the j-th unit vector
 print("d     tiles that see the slash")
 for d in (1, 3, 4, 8, 13, 16):
     looking = torch.roll(unit, d, dims=2)  # query i asks for key i - d
@@ -125,8 +127,8 @@ for d in (1, 3, 4, 8, 13, 16):
 #
 # ## Step 2. The weight of a block (5 minutes)
 #
-# Blocks of, say, 32 tokens are 4 tiles of 8 wide. What share of its attention will a block of queries $I$ give to a block of keys
-# $J$? Softmax over the tiles of each row that are not in the future, then the sum over the block:
+# Blocks of, say, 32 tokens are 4 tiles of 8 wide. How much of its weight will a block of queries $I$ give to a block of keys $J$?
+# Softmax over the tiles of each row that are not in the future, then the sum over the block; a last block has the tiles that are left:
 #
 # $$ A_{IJ} = \sum_{n \in I} \sum_{m \in J} \mathrm{softmax}_{m \le n}(T_n)_m . $$
 #
@@ -174,6 +176,7 @@ for layer in (0, 10, 20):
         s.masked_fill(torch.ones(n, n, dtype=torch.bool).triu(1), float("-inf")), dim=-1
     )
     caught[layer] = q, k, v, p
+    # A mean over a block's queries, so that a row sums to 1; a row of mine sums to 4.
     true[layer] = p.unflatten(3, (-1, block)).sum(-1).unflatten(2, (-1, block)).mean(3)
     mine[layer] = step2(step1(q, k, stride), block // stride)
 
@@ -191,7 +194,7 @@ for layer in (0, 10, 20):
 
 # %%
 def select(weight, tau):
-    """keep [B, H, n, n], bool. weight [B, H, n, n] is 0 above the diagonal; 0 <= tau < 1."""
+    """keep [B, H, m, m], bool. weight [B, H, m, m] is 0 above the diagonal; 0 <= tau < 1."""
     ### BEGIN SOLUTION
     n = weight.shape[-1]
     given = torch.eye(n, dtype=torch.bool)
@@ -292,7 +295,8 @@ for layer, (q, k, _, p) in caught.items():
 #
 # If neighbours choose different blocks, a tile of queries loads many of them for few askers. MoBA turns the loop round, as a mixture of
 # experts does: for each *block of keys*, gather the queries that chose it, attend, scatter back. A query is served several times:
-# each visit updates its running maximum, sum and output, as in flash attention.
+# each visit updates its running maximum, sum and output, as in flash attention. Scores are $q \cdot k / \sqrt D$ (the gate needs no
+# $\sqrt D$: it only compares).
 #
 # One head here: `q, k, v` are `[N, D]`. One blank: the inside of the loop. In its own block a query sees the keys up to itself.
 #
@@ -301,7 +305,7 @@ for layer, (q, k, _, p) in caught.items():
 
 # %%
 def serve(q, k, v, chosen, block):
-    """out [N, D]: softmax over the chosen blocks up to each query. q, k, v [N, D]; chosen [N, m] bool."""
+    """out [N, D]: softmax of q . k / sqrt(D) over the chosen blocks up to each query. q, k, v [N, D]; chosen [N, m]."""
     n = len(q)
     top = torch.full((n,), float("-inf"))  # running maximum
     total = torch.zeros(n)  # running sum of e^(s - top)
@@ -343,6 +347,7 @@ print(
     " fewest",
     int(asked.min()),
 )
+print("the block with most askers, head by head:", asked.argmax(dim=1).tolist())
 full = p @ v
 for blocks in (4, 16, 32):
     got = torch.stack(
@@ -357,8 +362,9 @@ for blocks in (4, 16, 32):
     )
 
 # %% [markdown]
-# (That depends on the text, and that is the trouble: some block is asked for by several times as many as the mean. Experts in a
-# mixture have a loss that evens them out; blocks of a text have not.)
+# (Block 0, in all nine heads; the most is 338 of 1,024 queries. It lies before everybody, and the first 128 queries have no more
+# than four blocks to take. How uneven it is depends on the text, and that is the trouble: the most asked for has almost three times
+# the mean. Experts in a mixture have a loss that evens them out; blocks of a text have not.)
 #
 # ## Step 6. A coarse look for a fine one (10 minutes)
 #
@@ -366,14 +372,15 @@ for blocks in (4, 16, 32):
 # window. The coarse weights $p$ choose for the fine branch, so the choice costs nothing more. But compressed blocks ($l = 32$
 # tokens, one every $d = 16$) and selectable ones ($l' = 64$) are cut differently: block $j$ gets of compressed block $i$ the weight
 # $p_i$ times the number of *strides* of $d$ tokens that they share. And heads of a group, which share keys, add up their scores, so
-# that they load the same blocks.
+# that they load the same blocks. ($d$ divides $l$ and $l'$. $p$ holds its mask already; with $N$ tokens there are $\lceil N / l'
+# \rceil$ blocks, and the last may get nothing.)
 #
 # *Predict* the five weights with which compressed blocks contribute to one selectable block, with the paper's sizes.
 
 
 # %%
 def fine_scores(p, groups, length, stride, select):
-    """score [B, Hq / groups, N, ceil(N / select)]. p [B, Hq, N, c]: weights of the compressed blocks."""
+    """score [B, Hq / groups, N, ceil(N / select)]. p [B, Hq, N, c]; groups: heads in a group, Hq / Hkv."""
     ### BEGIN SOLUTION
     begin = torch.arange(p.shape[3])[:, None] * stride
     first = torch.arange(-(-p.shape[2] // select)) * select
@@ -390,7 +397,7 @@ check("sparse/block_sparse/fine_scores", fine_scores)
 step6 = take("sparse/block_sparse/fine_scores", fine_scores)
 units = torch.zeros(1, 19, 320, 19)  # each of 19 heads looks at one compressed block
 units[0, range(19), :, range(19)] = 1
-shares = step6(units, 1, 32, 16, 64)[0, :, 0, 2]
+shares = step6(units, 1, 32, 16, 64)[0, :, -1, 2]  # what the last query says
 print(
     "block 2, tokens 128 to 191:",
     {i: int(x) for i, x in enumerate(shares.tolist()) if x},
@@ -440,7 +447,9 @@ for name, (out, held) in branches.items():
     )
 
 # %% [markdown]
-# The fine branch reads 192 tokens that it knows something about, the window 64. *Predict:* with the paper's sizes ($l' n = 1{,}024$,
+# The coarse branch is worse than no output at all, which would be off by 100 %: its keys and values are plain means here, where NSA
+# learns how to compress, and the newest tokens lie in no whole block. It still chooses. The fine branch reads 192 tokens that it
+# knows something about, the window 64. *Predict:* with the paper's sizes ($l' n = 1{,}024$,
 # $w = 512$, $d = 16$), how many keys does one decode step read at 65,536 tokens, and which branch reads most?
 
 # %% tags=["nbval-check-output"]
@@ -564,8 +573,8 @@ for name, row in record["loss"].items():
 # spread their weight and takes from those that seem content: 88 of 270 read little more than the two given blocks. Much of what
 # these heads hold is the sink, whose value is short, and then the little that they lack carries the message: a likely reason,
 # not a measured one. With a larger budget it turns round: at 43 % the threshold has what the count needs 65 % for. The nearest
-# blocks keep pace with the threshold up to 20 %. And MoBA's gate, never trained, is worst by itself and, with block 0 given,
-# level with the best.) The paper's ablation on RULER finds the threshold
+# blocks keep pace with the threshold up to 20 %. And MoBA's gate, never trained, is worst by itself from four
+# blocks on and, with block 0 given, level with the best.) The paper's ablation on RULER finds the threshold
 # ahead of a count; there texts are up to 64 times as long and thresholds are tuned head by head.
 #
 # Ordinary text is local. So one more text: its last 512 tokens repeat the first 512 word for word, with 1,024 others in between. Who
@@ -588,10 +597,10 @@ for name, row in record["again"].items():
 #
 # ## Step 8. A kernel over a list (15 minutes)
 #
-# A kernel gets the choice as a list: for each head and block of queries `count` numbers of blocks, in `index`. One program takes one
-# block of queries and walks its list. `line` is the number of its line; a line has room for `width` entries. Write the loop: how many
-# blocks, which block, the mask, and the update of step 5 in Triton's words (`tl.maximum`, `tl.max(s, 1)`, `tl.exp`, `tl.sum`,
-# `tl.dot(p.to(v.dtype), v, input_precision="ieee")`).
+# A kernel gets the choice as a list: for each head and block of queries `count` numbers of blocks, in `index`. One program takes
+# one block of queries and walks its list, whose entries come in any order. `line` is the number of its line; a line has room for
+# `width` entries. Write the loop: how many blocks, which block, the mask, and the update of step 5 in Triton's words (`tl.maximum`,
+# `tl.max(s, 1)`, `tl.exp`, `tl.sum`, `tl.dot(p.to(v.dtype), v, input_precision="ieee")`).
 #
 # Only the own block needs a mask; comparing positions in all of them costs little and is simpler.
 #
@@ -794,6 +803,7 @@ show(xrays)
 # %% [markdown]
 # (Lists differ in length, by head above all: a GPU is done when its longest line is. `effattn xray block_sparse --gpu all` shows the
 # book's kernel on seven GPUs.) Triton makes no tensor-core code for the T4.
+# With blocks of 64 an H100 shows fewer such instructions: four warps issue one together, and it does more.
 #
 # ## Step 10. What the choice costs (5 minutes)
 #
@@ -820,12 +830,12 @@ for s in (8, 16, 64):
     scores = 2 * (length // s) ** 2 // 2 * s * dim
     work = scores + 0.07 * full
     print(
-        f"{s:2d} {100 * scores / full:7.1f} % {7:13d} % {100 * work / full:14.1f} %"
+        f"{s:2d} {100 * scores / full:7.2f} % {7:13d} % {100 * work / full:14.1f} %"
         f" {1e3 * work / GPUS['A100'].peak_flops:12.2f}"
     )
 print(f"full: {1e3 * full / GPUS['A100'].peak_flops:.2f} ms a head")
 if my_share is not None:
-    print(f"your prediction: {100 * my_share:.1f} %")
+    print(f"your prediction: {100 * my_share:.2f} %")
 
 # %% [markdown]
 # ($1 / (2 S) = 6.25$ %: at most 16 times fewer FLOPs, and 7.5 times at a density of 7 %.) The scores grow with $N^2$, like what
