@@ -552,14 +552,22 @@ for name, make in caches.items():
 from effattn_lab.tasks import ruler
 
 sample = ruler.make("niah_single_2", 640, lambda text: model.ids(text).shape[1], seed=0)
-asked = {name: make for name, make in caches.items() if "," not in name or "fitted" in name}
-runs = [(name, budget) for name in asked for budget in budgets[: 1 if name == "full" else None]]
+asked = {
+    name: make for name, make in caches.items() if "," not in name or "fitted" in name
+}
+runs = [
+    (name, budget)
+    for name in asked
+    for budget in budgets[: 1 if name == "full" else None]
+]
 prompt, decoders = read_prompt(model.model, model.ids(sample.context)), []
 for name, budget in runs:
     decoders.append(Decoder(model.model, asked[name], budget, dense_layers=2))
     decoders[-1].start(prompt)
 question = model.ids(sample.question).expand(len(runs), -1)
-said = [steps_together(decoders, question)[:, -1].argmax(-1)]  # all decoders as one batch
+said = [
+    steps_together(decoders, question)[:, -1].argmax(-1)
+]  # all decoders as one batch
 for _ in range(8):
     said.append(steps_together(decoders, said[-1][:, None])[:, 0].argmax(-1))
 print("hidden:", *sample.references)
