@@ -46,14 +46,24 @@ class Recipe:
     test: int = 256
 
 
-def train_backbone(recipe: Recipe, seed: int, stop: int | None = None) -> tuple[TinyDecoder, float]:
+def new_backbone(recipe: Recipe, head_dim: int | None = None) -> TinyDecoder:
+    """The model before training; ``head_dim`` of queries, keys and values, default ``width / heads``."""
+    layers = [
+        SoftmaxAttention(recipe.width, recipe.heads, head_dim=head_dim, value_dim=head_dim)
+        for _ in range(recipe.layers)
+    ]
+    return TinyDecoder(VOCABULARY.size, recipe.width, layers)
+
+
+def train_backbone(
+    recipe: Recipe, seed: int, stop: int | None = None, head_dim: int | None = None
+) -> tuple[TinyDecoder, float]:
     """The model with full attention, and the loss at step :data:`EARLY`.
 
-    ``stop``: end after that many steps of the same schedule.
+    ``stop``: end after that many steps of the same schedule. ``head_dim``: see :func:`new_backbone`.
     """
     torch.manual_seed(seed)
-    layers = [SoftmaxAttention(recipe.width, recipe.heads) for _ in range(recipe.layers)]
-    model = TinyDecoder(VOCABULARY.size, recipe.width, layers)
+    model = new_backbone(recipe, head_dim)
     generator = torch.Generator().manual_seed(1_000 + seed)
     optimizer = torch.optim.AdamW(model.parameters(), recipe.rate, weight_decay=0.01)
     early = math.nan
@@ -78,15 +88,12 @@ def save_backbone(model: TinyDecoder, path: Path) -> None:
     write_atomic(path, buffer.getvalue())
 
 
-def load_backbone(recipe: Recipe | None = None) -> TinyDecoder:
-    """The stored backbone: a trained model with full attention, in float32."""
-    recipe = Recipe() if recipe is None else recipe
-    model = TinyDecoder(
-        VOCABULARY.size,
-        recipe.width,
-        [SoftmaxAttention(recipe.width, recipe.heads) for _ in range(recipe.layers)],
-    )
-    with np.load(BACKBONE) as stored:
+def load_backbone(
+    recipe: Recipe | None = None, path: Path = BACKBONE, head_dim: int | None = None
+) -> TinyDecoder:
+    """A stored backbone: a trained model with full attention, in float32."""
+    model = new_backbone(Recipe() if recipe is None else recipe, head_dim)
+    with np.load(path) as stored:
         model.load_state_dict({name: torch.from_numpy(stored[name]).float() for name in stored.files})
     return model
 
