@@ -18,7 +18,7 @@ import pytest
 
 from effattn_lab.interview import deck, load
 from effattn_lab.interview.cards import inline_html, to_html
-from effattn_lab.interview.links import Book
+from effattn_lab.interview.links import Book, heading
 
 BANK = load()
 BOOK = Book(pages="https://example.org/book")
@@ -138,6 +138,7 @@ def _texts(question):
     yield from (question.question, question.red_flag, question.strong_answer, *question.key_points)
     for follow_up in question.follow_ups:
         yield from (follow_up.ask, follow_up.answer)
+    yield heading(question.chapter, question.section) or ""  # of the link; one may hold a formula
 
 
 @pytest.mark.parametrize(
