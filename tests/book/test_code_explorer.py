@@ -51,11 +51,11 @@ def test_words_and_distances_agree_with_the_package(page):
         assert call(page, "signs", a.tolist(), b.tolist()) == int(((a > 1) != (b > 1)).sum())
 
 
-def state(page, **options):
+def state(page, part="keys", **options):
     return page.evaluate(
         "(o) => window.effattn.codeExplorer.state(Object.assign({}, window.effattn.codeExplorer.DEFAULTS, o))",
         options,
-    )["keys"]
+    )[part]
 
 
 def test_the_defaults_show_what_the_chapter_says(page):
@@ -66,8 +66,28 @@ def test_the_defaults_show_what_the_chapter_says(page):
     assert turned["b"]["l1"] < turned["a"]["l1"], "with it the right one"
     long = state(page, lengthB=3)
     assert long["b"]["product"] == pytest.approx(3 * turned["b"]["product"])
-    assert long["b"]["l1"] >= turned["b"]["l1"], "a longer key is no nearer"
-    assert long["b"]["far"] > turned["b"]["far"]
+    assert long["b"]["l1"] == turned["b"]["l1"] == 10, "a longer key is no nearer"
+    assert state(page, lengthB=2)["b"]["l1"] == 9, "in between a little"
+    assert min(state(page, lengthB=1 + i / 10)["b"]["l1"] for i in range(21)) == 8
+    assert turned["b"]["far"] == pytest.approx(6.5, abs=0.05)
+    assert long["b"]["far"] == pytest.approx(17.7, abs=0.05)
+    assert long["b"]["signs"] == turned["b"]["signs"], "a length changes no sign"
+    query, before, after = (
+        state(page, "rows", lengthB=x)[name]["codes"] for name, x in (("q", 1), ("b", 1), ("b", 3))
+    )
+    moved = [(c, a, b) for c, a, b in zip(query, before, after, strict=True) if a != b]
+    assert len(moved) == 6
+    assert {b for _, _, b in moved} <= {0, 3}, "outwards"
+    assert sum(c == b for c, _, b in moved) == 3, "three meet outer codes of the query"
+    assert sum(c in (1, 2) and abs(c - b) > abs(c - a) for c, a, b in moved) == 3, "three leave inner ones"
+
+
+def test_no_default_lies_on_a_threshold(page):
+    """There a rounding error would decide the code, and with it what the chapter says."""
+    for length in (1, 3):
+        for name, row in state(page, "rows", lengthB=length).items():
+            for x in row["y"]:
+                assert min(abs(x - t) for t in (-2, 0, 2)) > 0.01, (name, x)
 
 
 def test_it_can_be_worked_by_keyboard_and_fits_a_phone(page):
